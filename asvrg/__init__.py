@@ -1,0 +1,43 @@
+"""Asynchronous stochastic gradient descent with variance reduction for non-convex optimisation.
+
+Functions in, deltas out: one pure step says what to add to x and where; a driver owns x.
+"""
+
+from asvrg import delays, estimators, mlp, objectives, sampling, schedules, steps, training
+from asvrg.drivers import simulate, threads
+from asvrg.errors import DivergedError, InputError
+from asvrg.estimators import Estimator, sgd, svrg
+from asvrg.types import (
+    Delta,
+    Draws,
+    Driver,
+    EpochResult,
+    Objective,
+    Snapshot,
+    Trace,
+)
+
+__all__ = [
+    "Delta",
+    "DivergedError",
+    "Draws",
+    "Driver",
+    "EpochResult",
+    "Estimator",
+    "InputError",
+    "Objective",
+    "Snapshot",
+    "Trace",
+    "delays",
+    "estimators",
+    "mlp",
+    "objectives",
+    "sampling",
+    "schedules",
+    "sgd",
+    "simulate",
+    "steps",
+    "svrg",
+    "threads",
+    "training",
+]

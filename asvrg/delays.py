@@ -1,0 +1,200 @@
+"""Delays: the Traces that the simulator can be given, and what a Trace says about staleness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asvrg.errors import InputError, check_count
+from asvrg.types import Trace
+
+
+def none(num_updates: int) -> Trace:
+    """Serial execution: one worker, every update sees all that landed before it.
+
+    Args:
+      num_updates: m.
+
+    Returns:
+      A Trace of m updates.
+
+    >>> int(staleness(none(5)).max())
+    0
+    """
+    return constant(num_updates, 0)
+
+
+def constant(num_updates: int, delay: int) -> Trace:
+    """Every update lacks the `delay` updates that landed last: J(t) = {t - delay, ..., t - 1}.
+
+    Args:
+      num_updates: m.
+      delay: tau, at least 0, in updates.
+
+    Returns:
+      A Trace of m updates by one worker.
+
+    Raises:
+      InputError: an argument is no whole number in its range.
+
+    >>> constant(5, 2).read_version.tolist()
+    [0, 0, 0, 1, 2]
+    """
+    check_count("num_updates", num_updates)
+    check_count("delay", delay, least=0)
+    version = np.maximum(np.arange(num_updates) - delay, 0)
+    return Trace(np.zeros(num_updates, np.int32), version.astype(np.int32))
+
+
+def uniform(num_updates: int, max_delay: int, *, seed: int, num_groups: int = 1) -> Trace:
+    """Every update, or every group of coordinates of it, lacks 0 to `max_delay` updates.
+
+    Args:
+      num_updates: m.
+      max_delay: Delta, at least 0, in updates.
+      seed: of the delays, at least 0.
+      num_groups: G; with more than one, the groups of coordinates are read at different times.
+
+    Returns:
+      A Trace of m updates by one worker; `read_version` is [m], or [m, G] if G > 1.
+
+    Raises:
+      InputError: an argument is no whole number in its range.
+
+    >>> bool(staleness(uniform(100, 7, seed=0)).max() <= 7)
+    True
+    """
+    check_count("num_updates", num_updates)
+    check_count("max_delay", max_delay, least=0)
+    check_count("seed", seed, least=0)
+    check_count("num_groups", num_groups)
+    rng = np.random.default_rng(seed)
+    delay = rng.integers(max_delay + 1, size=(num_updates, num_groups))
+    version = np.maximum(np.arange(num_updates)[:, None] - delay, 0).astype(np.int32)
+    return Trace(np.zeros(num_updates, np.int32), version if num_groups > 1 else version[:, 0])
+
+
+def round_robin(num_updates: int, num_workers: int) -> Trace:
+    """K workers of the same speed in turn: each reads x right after its own update landed.
+
+    Args:
+      num_updates: m.
+      num_workers: K.
+
+    Returns:
+      A Trace of m updates whose delay is K - 1 from update K - 1 on.
+
+    Raises:
+      InputError: an argument is no whole number of at least 1.
+
+    >>> round_robin(5, 2).worker.tolist(), staleness(round_robin(5, 2)).tolist()
+    ([0, 1, 0, 1, 0], [0, 1, 1, 1, 1])
+    """
+    check_count("num_workers", num_workers)
+    version = constant(num_updates, num_workers - 1).read_version
+    return Trace((np.arange(num_updates) % num_workers).astype(np.int32), version)
+
+
+def check(trace: Trace) -> None:
+    """Raises InputError unless the trace is one that a run could have left.
+
+    Args:
+      trace: worker int [m], read_version int [m] or [m, G].
+
+    Raises:
+      InputError: the shapes do not fit, a worker is negative, or an update read a version that had
+        not landed before it.
+
+    >>> check(none(3))
+    """
+    worker, version = np.asarray(trace.worker), np.asarray(trace.read_version)
+    if worker.ndim != 1 or version.ndim not in (1, 2) or len(worker) != len(version):
+        raise InputError(
+            "trace must have worker [m] and read_version [m] or [m, G], got shapes "
+            f"{worker.shape} and {version.shape}."
+        )
+    if np.any(worker < 0):
+        raise InputError("trace.worker must hold numbers of at least 0, got a negative one.")
+    landed = np.arange(len(worker)).reshape((-1,) + (1,) * (version.ndim - 1))
+    if np.any(version < 0) or np.any(version > landed):
+        raise InputError(
+            "trace.read_version must lie between 0 and the update's own index, got "
+            f"{int(version[(version < 0) | (version > landed)][0])}."
+        )
+
+
+def staleness(trace: Trace) -> np.ndarray:
+    """tau_t = t - min J(t), the age of the oldest update that x_hat_t lacks; 0 if it lacks none.
+
+    Its maximum is the smallest Delta with which Assumption 4 holds.
+
+    Args:
+      trace: of m updates.
+
+    Returns:
+      int [m], in updates; over groups of coordinates the largest.
+
+    >>> staleness(Trace(np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1]), sees_own=True)).tolist()
+    [0, 1, 1, 2]
+    """
+    version = np.asarray(trace.read_version)
+    if version.ndim == 2:
+        version = version.min(axis=1)
+    steps = np.arange(len(version))
+    oldest = version.astype(np.intp)
+    if trace.sees_own and len(version):
+        # Where the first update since the read is the worker's own, the oldest that it lacks
+        # comes after this worker's unbroken run of updates.
+        worker = np.asarray(trace.worker)
+        run_ends = np.append(np.flatnonzero(worker[1:] != worker[:-1]) + 1, len(worker))
+        end = run_ends[np.searchsorted(run_ends, steps, side="right")]
+        first = np.minimum(oldest, len(worker) - 1)
+        own = worker[first] == worker
+        oldest = np.minimum(np.where(own, end[first], oldest), steps)
+    return steps - oldest
+
+
+def missing(trace: Trace, start: int, stop: int, depth: int) -> np.ndarray:
+    """J(t) of Equation (6) as a mask, for the updates from `start` to `stop`.
+
+    Args:
+      trace: of m updates.
+      start: the first update, from 0.
+      stop: one past the last update, at most m.
+      depth: how many updates to look back, at least the largest staleness.
+
+    Returns:
+      bool [stop - start, depth, G]: entry [t - start, i, g] says whether x_hat_t lacks update
+      t - 1 - i in the coordinates of group g; G is 1 for consistent reads.
+
+    >>> missing(constant(4, 2), 3, 4, 3)[0, :, 0].tolist()
+    [True, True, False]
+    """
+    steps = np.arange(start, stop)[:, None]
+    update = steps - 1 - np.arange(depth)[None, :]
+    version = np.asarray(trace.read_version).reshape(len(trace.read_version), -1)
+    lacking = update[:, :, None] >= np.maximum(version[start:stop], 0)[:, None, :]
+    if trace.sees_own:
+        worker = np.asarray(trace.worker)
+        lacking &= (worker[np.maximum(update, 0)] != worker[start:stop, None])[:, :, None]
+    return lacking
+
+
+def contiguous_groups(dim: int, num_groups: int) -> np.ndarray:
+    """Splits the coordinates into G runs of nearly equal length, as a reader passes over them.
+
+    Args:
+      dim: d.
+      num_groups: G, from 1 to d.
+
+    Returns:
+      int32 [d], the group of each coordinate.
+
+    Raises:
+      InputError: an argument is no whole number in its range.
+
+    >>> contiguous_groups(5, 2).tolist()
+    [0, 0, 0, 1, 1]
+    """
+    check_count("dim", dim)
+    check_count("num_groups", num_groups, most=dim)
+    return (np.arange(dim) * num_groups // dim).astype(np.int32)

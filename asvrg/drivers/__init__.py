@@ -1,0 +1,1 @@
+"""What owns x during an epoch: a simulator, or threads that share a buffer."""

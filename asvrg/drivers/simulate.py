@@ -1,0 +1,198 @@
+"""Simulated asynchrony: exact Equation (6) for any J(t), in one jitted scan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg import delays, objectives, sampling, steps
+from asvrg.errors import InputError, check_count
+from asvrg.estimators import Estimator
+from asvrg.sampling import Sampler
+from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
+
+# Iterations in one scan. An epoch with more of them takes several, so that the draws in memory
+# stay bounded; the iterates are the same.
+SEGMENT = 4_096
+
+
+def driver(
+    estimator: Estimator,
+    data: Data,
+    sampler: Sampler,
+    *,
+    inner_steps: int,
+    trace: Callable[[int], Trace] | None = None,
+    groups: Array | None = None,
+) -> Driver:
+    """Runs the updates of an epoch one by one, each at the stale x that a Trace prescribes.
+
+    Args:
+      estimator: gives v_t.
+      data: a pytree of arrays [n, ...].
+      sampler: of the draws; every worker of the trace has a stream of its own.
+      inner_steps: m.
+      trace: epoch s -> the Trace of its m updates; None for serial execution. A recorded one
+        replays the run that it came from.
+      groups: int [d], the group of each coordinate, for traces with inconsistent reads; None for
+        consistent ones.
+
+    Returns:
+      A Driver.
+
+    Raises:
+      InputError: `inner_steps` is no whole number of at least 1, or a trace does not fit.
+    """
+    check_count("inner_steps", inner_steps)
+    device_data = jax.tree.map(jnp.asarray, data)
+    n = objectives.num_samples(data)
+
+    def prepare(x: Array) -> Snapshot:
+        return estimator.prepare(x, device_data, map)
+
+    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+        record = delays.none(inner_steps) if trace is None else trace(epoch)
+        if len(record.worker) != inner_steps:
+            raise InputError(
+                f"trace must hold inner_steps = {inner_steps} updates an epoch, got "
+                f"{len(record.worker)} in epoch {epoch}."
+            )
+        x = replay(
+            estimator, x, snapshot, device_data, sampler, record, groups=groups, epoch=epoch, lr=lr
+        )
+        return x, record
+
+    def warm_up(x: Array) -> None:
+        jax.block_until_ready(inner_loop(x, prepare(x), 0, 0.0)[0])
+
+    evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
+    return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
+
+
+def replay(
+    estimator: Estimator,
+    x: Array,
+    snapshot: Snapshot,
+    data: Data,
+    sampler: Sampler,
+    trace: Trace,
+    *,
+    epoch: int,
+    lr: float,
+    groups: Array | None = None,
+) -> jax.Array:
+    """The x that the updates of a trace make of x, with the draws of its workers' streams.
+
+    Args:
+      estimator: gives v_t.
+      x: float [d], at the start of the epoch.
+      snapshot: of the epoch.
+      data: a pytree of arrays [n, ...].
+      sampler: of the draws.
+      trace: of the m updates of the epoch, or of the first ones.
+      epoch: s, which selects the draws.
+      lr: eta.
+      groups: int [d], for a trace with inconsistent reads.
+
+    Returns:
+      x after the updates, float [d].
+
+    Raises:
+      InputError: the trace is malformed, or its groups of coordinates do not fit `groups`.
+    """
+    delays.check(trace)
+    num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
+    if num_groups > 1 and (groups is None or np.max(groups) >= num_groups):
+        raise InputError(
+            f"groups must give every coordinate one of the trace's {num_groups} groups, got "
+            f"{'None' if groups is None else f'a group {int(np.max(groups))}'}."
+        )
+    x = jnp.asarray(x)
+    rate = np.asarray(lr, x.dtype)
+    streams = {int(k): sampling.Stream(sampler, epoch, int(k)) for k in np.unique(trace.worker)}
+    # A power of two, so that traces of about the same delay share a compilation.
+    longest = int(delays.staleness(trace).max(initial=0))
+    depth = 1 << (longest - 1).bit_length() if longest else 0
+    ring = empty_ring(sampler, depth, x.dtype)
+    for start in range(0, len(trace.worker), SEGMENT):
+        stop = min(start + SEGMENT, len(trace.worker))
+        draws = sampling.in_order(streams, trace.worker[start:stop])
+        if depth == 0:
+            x, _ = steps.window(estimator, x, snapshot, data, draws, rate)
+        else:
+            lacking = delays.missing(trace, start, stop, depth)
+            x, ring = delayed_steps(
+                estimator, x, ring, snapshot, data, draws, lacking, groups, rate
+            )
+    return x
+
+
+def empty_ring(sampler: Sampler, depth: int, dtype: np.dtype) -> Delta:
+    """Room for the last `depth` deltas: values [depth, B] or [depth, d], at first zeros."""
+    if sampler.block_size is None:
+        return Delta(None, jnp.zeros((depth, sampler.dim), dtype))
+    shape = (depth, sampler.block_size)
+    return Delta(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype))
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def delayed_steps(
+    estimator: Estimator,
+    x: Array,
+    ring: Delta,
+    snapshot: Snapshot,
+    data: Data,
+    draws: Draws,
+    missing: Array,
+    groups: Array | None,
+    lr: Array,
+) -> tuple[jax.Array, Delta]:
+    """Iterations whose x_hat_t lacks the updates J(t), any subset of the last Delta ones.
+
+    x_hat_t = x_t - sum_{j in J(t)} (x_{j+1} - x_j), Equation (6).
+
+    Args:
+      estimator: gives v_t.
+      x: float [d], before the first of these iterations.
+      ring: the last Delta deltas, the newest first: values [Delta, B] or [Delta, d].
+      snapshot: of this epoch.
+      data: a pytree of arrays [n, ...].
+      draws: of r iterations.
+      missing: bool [r, Delta, G], whether x_hat_t lacks update t - 1 - i in group g.
+      groups: int [d], the group of each coordinate; None if G is 1.
+      lr: eta, a scalar of x's dtype.
+
+    Returns:
+      x after the iterations, [d], and the ring for the next ones.
+    """
+
+    def read(x: jax.Array, ring: Delta, lacking: jax.Array) -> jax.Array:
+        coordinates = jnp.arange(x.shape[0])[None] if ring.block is None else ring.block
+        if groups is None:
+            lacks = lacking[:, :1]
+        else:
+            lacks = lacking[jnp.arange(lacking.shape[0])[:, None], groups[coordinates]]
+        taken_back = jnp.where(lacks, ring.values, jnp.zeros_like(ring.values))
+        if ring.block is None:
+            return x - jnp.sum(taken_back, axis=0)
+        return x.at[ring.block.ravel()].add(-taken_back.ravel(), mode="promise_in_bounds")
+
+    def push(kept: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.concatenate([new[None].astype(kept.dtype), kept[:-1]])
+
+    def iterate(
+        carry: tuple[jax.Array, Delta], inputs: tuple[Draws, jax.Array]
+    ) -> tuple[tuple[jax.Array, Delta], None]:
+        x, ring = carry
+        draw, lacking = inputs
+        delta = steps.step(estimator, read(x, ring, lacking), snapshot, data, draw, lr)
+        x = steps.apply(x, delta)
+        ring = jax.tree.map(push, ring, delta)
+        return (x, ring), None
+
+    (x, ring), _ = jax.lax.scan(iterate, (jnp.asarray(x), ring), (draws, missing))
+    return x, ring

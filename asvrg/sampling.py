@@ -1,0 +1,177 @@
+"""The draws of an epoch, made by numpy: mini-batches I_t and coordinate blocks k_t.
+
+Draws are data: no key is split in a hot loop. Every worker has its own stream of them, so that
+threads and ranks need no common generator; the j-th iteration that a worker does in an epoch uses
+the j-th draw of its stream, however the iterations are grouped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from asvrg.errors import check_count
+from asvrg.types import Draws
+
+# Iterations drawn at once: enough to spread numpy's overhead, few enough to bound the memory.
+# A stream is a sequence of such chunks, each with a seed of its own.
+CHUNK = 64
+
+
+class Sampler(NamedTuple):
+    """What is drawn in every iteration; make one with `sampler`.
+
+    Attributes:
+      num_samples: n, or n_k for a worker with a shard of its own.
+      dim: d.
+      batch_size: b.
+      block_size: B; None if every iteration updates all of x.
+      seed: of all streams.
+    """
+
+    num_samples: int
+    dim: int
+    batch_size: int
+    block_size: int | None
+    seed: int
+
+
+def sampler(
+    num_samples: int, dim: int, *, batch_size: int, block_size: int | None = None, seed: int = 0
+) -> Sampler:
+    """Describes the draws: b samples with replacement, B distinct coordinates, both uniform.
+
+    Samples are drawn with replacement as Assumption 1 wants it; coordinates without, else one would
+    move twice in an iteration.
+
+    Args:
+      num_samples: n.
+      dim: d.
+      batch_size: b, from 1 to n.
+      block_size: B, from 1 to d; None, or d, for all coordinates.
+      seed: a whole number of at least 0.
+
+    Returns:
+      A Sampler.
+
+    Raises:
+      InputError: one of them is no whole number in its range.
+
+    >>> sampler(10_000, 79_510, batch_size=10, block_size=1_000).block_size
+    1000
+    """
+    check_count("num_samples", num_samples)
+    check_count("dim", dim)
+    check_count("batch_size", batch_size, most=num_samples)
+    if block_size is not None:
+        check_count("block_size", block_size, most=dim)
+    check_count("seed", seed, least=0)
+    return Sampler(num_samples, dim, batch_size, None if block_size == dim else block_size, seed)
+
+
+class Stream:
+    """The draws of one worker in one epoch, in order.
+
+    The same arguments give the same draws with the same release of numpy, on any machine.
+
+    >>> spec = sampler(9, 5, batch_size=2)
+    >>> one, two = Stream(spec, epoch=0, worker=0), Stream(spec, epoch=0, worker=0)
+    >>> first, second = two.take(3), two.take(4)
+    >>> np.array_equal(one.take(7).batch, np.concatenate([first.batch, second.batch]))
+    True
+    """
+
+    def __init__(self, spec: Sampler, epoch: int, worker: int) -> None:
+        """Begins the stream of `worker` (from 0) in epoch s (from 0)."""
+        self._chunks = _chunks(spec, epoch, worker)
+        self._rest: Draws | None = None
+
+    def take(self, count: int) -> Draws:
+        """The next `count` draws.
+
+        Args:
+          count: r, a number of iterations of at least 1.
+
+        Returns:
+          Draws: batch int32 [r, b]; block int32 [r, B] in rising order, or None.
+        """
+        pieces, held = [], 0
+        while held < count:
+            piece = self._rest if self._rest is not None else next(self._chunks)
+            length = min(count - held, len(piece.batch))
+            pieces.append(_rows(piece, 0, length))
+            held += length
+            left = length < len(piece.batch)
+            self._rest = _rows(piece, length, len(piece.batch)) if left else None
+        if len(pieces) == 1:
+            return pieces[0]
+        whole = pieces[0].block is None
+        return Draws(
+            np.concatenate([piece.batch for piece in pieces]),
+            None if whole else np.concatenate([piece.block for piece in pieces]),
+        )
+
+
+def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
+    """The draws of updates that landed in the order of their workers.
+
+    Args:
+      streams: of every worker that occurs; they advance.
+      worker: int [m], who computed each update.
+
+    Returns:
+      Draws with leading axis m: where `worker[t]` is k for the j-th time stands k's j-th draw.
+    """
+    members, inverse = np.unique(worker, return_inverse=True)
+    if len(members) == 1:
+        return streams[int(members[0])].take(len(worker))
+    pieces = [streams[int(k)].take(int(np.sum(inverse == i))) for i, k in enumerate(members)]
+    # Sorting by worker, stably, lists the updates in the order of the concatenated pieces.
+    place = np.empty(len(worker), np.intp)
+    place[np.argsort(inverse, kind="stable")] = np.arange(len(worker))
+    whole = pieces[0].block is None
+    return Draws(
+        np.concatenate([piece.batch for piece in pieces])[place],
+        None if whole else np.concatenate([piece.block for piece in pieces])[place],
+    )
+
+
+def _rows(draws: Draws, start: int, stop: int) -> Draws:
+    block = None if draws.block is None else draws.block[start:stop]
+    return Draws(draws.batch[start:stop], block)
+
+
+def _chunks(spec: Sampler, epoch: int, worker: int) -> Iterator[Draws]:
+    index = 0
+    while True:
+        seed = np.random.SeedSequence(spec.seed, spawn_key=(epoch, worker, index))
+        rng = np.random.default_rng(seed)
+        batch = rng.integers(spec.num_samples, size=(CHUNK, spec.batch_size), dtype=np.int32)
+        block = None
+        if spec.block_size is not None:
+            block = _distinct(rng, spec.dim, spec.block_size)
+        yield Draws(batch, block)
+        index += 1
+
+
+def _distinct(rng: np.random.Generator, dim: int, size: int) -> np.ndarray:
+    """CHUNK uniformly random sets of `size` of `dim` coordinates, int32 [CHUNK, size], sorted."""
+    if 2 * size > dim:
+        everything = np.tile(np.arange(dim, dtype=np.int32), (CHUNK, 1))
+        block = rng.permuted(everything, axis=1)[:, :size]
+        block.sort(axis=1)
+        return block
+    # Draws again whatever a row holds already, until nothing is held twice. Every accepted
+    # coordinate is uniform among those not yet held, which is drawing without replacement.
+    block = rng.integers(dim, size=(CHUNK, size), dtype=np.int32)
+    block.sort(axis=1)
+    while True:
+        again = np.zeros(block.shape, bool)
+        again[:, 1:] = block[:, 1:] == block[:, :-1]
+        count = int(again.sum())
+        if count == 0:
+            return block
+        block[again] = rng.integers(dim, size=count, dtype=np.int32)
+        block.sort(axis=1)

@@ -1,0 +1,50 @@
+"""Learning rates as functions of the epoch s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asvrg.errors import check_real
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """The same step in every epoch, as Theorems 1 to 4 have it.
+
+    Args:
+      lr: eta, above 0.
+
+    Returns:
+      A function of the epoch s (an int from 0) that gives eta.
+
+    Raises:
+      InputError: `lr` is not a finite number above 0.
+
+    >>> constant(0.5)(7)
+    0.5
+    """
+    eta = check_real("lr", lr, above=True)
+    return lambda epoch: eta
+
+
+def polynomial(lr: float, decay: float) -> Schedule:
+    """eta_s = alpha / (1 + s)^beta, the step that the paper's experiments use for SGD.
+
+    Args:
+      lr: alpha, the step of epoch 0, above 0.
+      decay: beta, at least 0; with 0 the step is constant.
+
+    Returns:
+      A function of the epoch s (an int from 0) that gives eta_s.
+
+    Raises:
+      InputError: `lr` is not a finite number above 0, or `decay` not one of at least 0.
+
+    >>> polynomial(1.0, 0.5)(3)
+    0.5
+
+    Source: Huo and Huang (2016), section Experiments.
+    """
+    alpha, beta = check_real("lr", lr, above=True), check_real("lr_decay", decay)
+    return lambda epoch: alpha / (1.0 + epoch) ** beta

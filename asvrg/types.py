@@ -1,0 +1,144 @@
+"""The few records that cross the layers of asvrg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# A jax.Array in jitted code, a numpy.ndarray where a driver owns it; a type checker cannot tell.
+Array = Any
+PyTree = Any
+# A data set, or some samples of it: a pytree of arrays that share their leading axis (the samples).
+Data = Any
+
+
+class Objective(NamedTuple):
+    """f(x) = (1/n) sum_i f_i(x) over x in R^d, Equation (1), as pure functions that can be jitted.
+
+    `x` is float [d]. `batch` holds b samples: a pytree of arrays with leading axis b. `block` is
+    int32 [B], distinct coordinates of x, or None for all of them; where a function takes one, it
+    returns those B entries of a gradient only, and may compute no more than it needs for them.
+
+    Attributes:
+      dim: d, the number of coordinates.
+      unravel: x [d] -> the parameters as the pytree that the user knows.
+      loss: (x, batch) -> scalar, the mean of f_i(x) over the batch.
+      grad: (x, batch, block) -> [d] or [B], the mean of grad f_i(x) over the batch.
+      grad_and_cache: (x, batch) -> ([d] mean gradient, cache). The cache is a pytree of arrays
+        with leading axis b: whatever about each sample at x spares work in `grad_difference`
+        later; an empty tuple if there is nothing to keep.
+      grad_difference: (x_hat, x_tilde, cache, batch, block) -> [d] or [B], the mean over the batch
+        of grad f_i(x_hat) - grad f_i(x_tilde), where `cache` holds the batch's rows of the cache
+        that `grad_and_cache` made at x_tilde.
+      per_sample_grads: (x, batch) -> [b, d], the grad f_i(x) of every sample.
+      error: (x, batch) -> scalar in [0, 1], the share of samples that are classified wrongly; None
+        where that has no meaning.
+    """
+
+    dim: int
+    unravel: Callable[[Array], PyTree]
+    loss: Callable[[Array, Data], jax.Array]
+    grad: Callable[[Array, Data, Array | None], jax.Array]
+    grad_and_cache: Callable[[Array, Data], tuple[jax.Array, PyTree]]
+    grad_difference: Callable[[Array, Array, PyTree, Data, Array | None], jax.Array]
+    per_sample_grads: Callable[[Array, Data], jax.Array]
+    error: Callable[[Array, Data], jax.Array] | None = None
+
+
+class Snapshot(NamedTuple):
+    """What the estimator remembers of x_tilde for one epoch; every field is `()` for SGD.
+
+    Attributes:
+      params: x_tilde, float [d].
+      full_grad: grad f(x_tilde), float [d].
+      cache: per-sample quantities at x_tilde (see `Objective.grad_and_cache`), leading axis n.
+    """
+
+    params: Array = ()
+    full_grad: Array = ()
+    cache: PyTree = ()
+
+
+class Draws(NamedTuple):
+    """The random choices of one iteration, or of many with a leading axis.
+
+    Attributes:
+      batch: I_t, int32 [..., b], indices of samples, drawn with replacement.
+      block: k_t, int32 [..., B], distinct coordinates of x in rising order; None means all d.
+    """
+
+    batch: Array
+    block: Array | None
+
+
+class Delta(NamedTuple):
+    """What one iteration adds to x, and where.
+
+    Attributes:
+      block: int32 [..., B], the coordinates; None means all d.
+      values: float [..., B] or [..., d], what is added there: -eta v.
+    """
+
+    block: Array | None
+    values: Array
+
+
+class Trace(NamedTuple):
+    """Who computed which update of an epoch, from which x; the updates in the order they landed.
+
+    Update t was computed by worker `worker[t]` with the next draw of this worker's own stream, at
+    an x that the worker read when `read_version[t]` updates had landed. So J(t) of Equation (6),
+    the landed updates that x_hat_t lacks, is {read_version[t], ..., t - 1}, without the worker's
+    own updates if it applies those to its copy of x (`sees_own`).
+
+    Attributes:
+      worker: int32 [m].
+      read_version: int32 [m]; or [m, G] where G groups of coordinates were read at different
+        times (an inconsistent read).
+      sees_own: whether a worker sees the updates that it made since it read x.
+    """
+
+    worker: np.ndarray
+    read_version: np.ndarray
+    sees_own: bool = False
+
+
+class Driver(NamedTuple):
+    """Something that owns x during an epoch: the simulator, the threads, an MPI server.
+
+    Attributes:
+      prepare: x [d] -> Snapshot, the pass over all samples at the start of an epoch.
+      inner_loop: (x [d], snapshot, epoch s, lr) -> (x [d] after m updates, Trace).
+      warm_up: x [d] -> None; compiles and loads whatever an epoch needs, outside of the clock.
+      inner_steps: m, the updates of an epoch, those of all workers together.
+      grad_evals: component gradients that an epoch computes, as the theory counts them.
+    """
+
+    prepare: Callable[[Array], Snapshot]
+    inner_loop: Callable[[Array, Snapshot, int, float], tuple[Array, Trace]]
+    warm_up: Callable[[Array], None]
+    inner_steps: int
+    grad_evals: int
+
+
+class EpochResult(NamedTuple):
+    """The state of a run after an epoch; counts and seconds are sums since the run began.
+
+    Attributes:
+      epoch: epochs done; 0 before training.
+      x: x^s, float [d].
+      seconds: wall-clock time of optimisation alone: no compilation, no evaluation.
+      updates: updates applied to x.
+      grad_evals: component gradients computed (calls of an incremental first-order oracle).
+      trace: the Trace of this epoch; None before the first one.
+    """
+
+    epoch: int
+    x: Array
+    seconds: float
+    updates: int
+    grad_evals: int
+    trace: Trace | None
