@@ -1,0 +1,8 @@
+"""The data sets as arrays: MNIST, Fashion-MNIST, CIFAR-10, and digits, which needs no download."""
+
+from __future__ import annotations
+
+from experiments.datasets.loading import Dataset, load
+from experiments.datasets.sources import Source, read_sources
+
+__all__ = ["Dataset", "Source", "load", "read_sources"]
