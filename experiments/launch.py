@@ -1,0 +1,88 @@
+"""Starts a binary: its flags, the threads of XLA, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+
+import jax
+from absl import flags
+
+from asvrg.drivers.threads import WorkerError
+from asvrg.errors import DivergedError, InputError
+
+# Exit codes, beside 0: done.
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run(
+    main: Callable[[flags.FlagValues], int],
+    define_flags: Callable[[flags.FlagValues], None],
+    argv: list[str] | None = None,
+) -> int:
+    """Runs a binary's `main` with its flags; errors become one sentence on the standard error.
+
+    Args:
+      main: flag values -> exit code.
+      define_flags: adds the binary's flags to the values.
+      argv: the command line, program name first; None for the process's own.
+
+    Returns:
+      The exit code: 0, 1 (the run failed), 2 (bad input) or 130 (interrupted).
+    """
+    argv = sys.argv if argv is None else argv
+    values = flags.FlagValues()
+    flags.DEFINE_bool(
+        "help", False, "Print the flags and exit.", short_name="h", flag_values=values
+    )
+    define_flags(values)
+    values.mark_as_parsed()
+    try:
+        rest = values(argv, known_only=False)[1:]
+        if values.help:
+            print(
+                f"{main.__globals__['__doc__']}\nFlags:\n{values.get_help(include_special_flags=False)}"
+            )
+            return 0
+        if rest:
+            raise InputError(f"flags must have the form --name=value, got {' '.join(rest)!r}.")
+        configure_jax(os.environ)
+        return main(values)
+    except (flags.Error, InputError) as error:
+        return _report(error, BAD_INPUT)
+    except (DivergedError, WorkerError, OSError) as error:
+        return _report(error, FAILED)
+    except KeyboardInterrupt:
+        return _report("interrupted.", INTERRUPTED)
+
+
+def configure_jax(environment: MutableMapping[str, str]) -> None:
+    """Has jax run each computation on the thread that asks for it, on one core of the CPU.
+
+    Several workers on few cores: a product of one of them shall not spread over the cores of the
+    others. The size of XLA's pools comes from NPROC alone; the settings of XLA_FLAGS that once did
+    this (xla_cpu_multi_thread_eigen, intra_op_parallelism_threads) have no effect in jaxlib 0.10.
+    A setting of the user's own stays. It takes effect only before jax does its first computation.
+
+    Args:
+      environment: `os.environ`.
+    """
+    environment.setdefault("NPROC", "1")
+    environment.setdefault("JAX_PLATFORMS", "cpu")
+    # Both were read when jax was imported.
+    jax.config.update("jax_platforms", environment["JAX_PLATFORMS"])
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in environment:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def given(values: flags.FlagValues, name: str) -> bool:
+    """Whether the user set the flag on the command line or in a flagfile."""
+    return bool(values[name].present)
+
+
+def _report(what: object, code: int) -> int:
+    print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
+    return code

@@ -1,0 +1,125 @@
+"""The methods that the paper compares: sgd, svrg, and sgd_svrg, SVRG from a pre-trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+
+from asvrg import estimators, schedules
+from asvrg.errors import InputError, check_count, check_real
+from asvrg.estimators import Estimator
+from asvrg.schedules import Schedule
+from asvrg.types import Objective
+from experiments import launch
+
+METHODS = ("sgd", "svrg", "sgd_svrg")
+
+
+class Step(NamedTuple):
+    """eta_s = lr / (1 + s)^decay."""
+
+    lr: float
+    decay: float
+
+
+class Phase(NamedTuple):
+    """A part of a run with one estimator; it lasts until `num_epochs` epochs are done in all."""
+
+    make_estimator: Callable[[Objective], Estimator]
+    step: Step
+    num_epochs: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """eta_s as a function of the epoch s."""
+        return schedules.polynomial(self.step.lr, self.step.decay)
+
+
+def define_flags(values: flags.FlagValues, *, pretrain_epochs: int) -> None:
+    """Adds the flags of the method and its steps; `pretrain_epochs` is the paper's number."""
+    flags.DEFINE_enum("method", "svrg", METHODS, "Method to train with.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_epochs",
+        25,
+        "S, epochs in all, with those of pre-training.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "lr",
+        None,
+        "alpha of the step alpha / (1 + s)^beta in epoch s. Default: tuned for method, data "
+        "set and the share of coordinates that an iteration updates.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "lr_decay",
+        None,
+        "beta of the step. Default: tuned for sgd, 0 (a constant step) for svrg and sgd_svrg.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "pretrain_epochs",
+        pretrain_epochs,
+        "Epochs of SGD that sgd_svrg begins with.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "pretrain_lr",
+        None,
+        "alpha of these epochs. Default: that of --method=sgd.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "pretrain_lr_decay",
+        None,
+        "beta of these epochs. Default: that of --method=sgd.",
+        flag_values=values,
+    )
+
+
+def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
+    """The phases of the run that the flags describe.
+
+    Args:
+      values: parsed, with the flags of `define_flags`.
+      tuned: the default step of sgd and of svrg.
+
+    Returns:
+      One Phase, or two for sgd_svrg.
+
+    Raises:
+      InputError: a flag's value is not accepted, or does not belong to the method.
+    """
+    method = values.method
+    check_count("--num_epochs", values.num_epochs)
+    if method != "sgd_svrg":
+        for name in ("pretrain_epochs", "pretrain_lr", "pretrain_lr_decay"):
+            if launch.given(values, name):
+                raise InputError(f"--{name} belongs to --method=sgd_svrg, got --method={method}.")
+    main = Phase(
+        estimators.sgd if method == "sgd" else estimators.svrg,
+        _step(values, "lr", tuned["sgd" if method == "sgd" else "svrg"]),
+        values.num_epochs,
+    )
+    if method != "sgd_svrg":
+        return [main]
+    check_count("--pretrain_epochs", values.pretrain_epochs)
+    if values.pretrain_epochs >= values.num_epochs:
+        raise InputError(
+            f"--num_epochs counts all epochs and must exceed --pretrain_epochs, got "
+            f"{values.num_epochs} and {values.pretrain_epochs}."
+        )
+    pretraining = Phase(
+        estimators.sgd, _step(values, "pretrain_lr", tuned["sgd"]), values.pretrain_epochs
+    )
+    return [pretraining, main]
+
+
+def _step(values: flags.FlagValues, flag: str, default: Step) -> Step:
+    lr, decay = values[flag].value, values[f"{flag}_decay"].value
+    return Step(
+        default.lr if lr is None else check_real(f"--{flag}", lr, above=True),
+        default.decay if decay is None else check_real(f"--{flag}_decay", decay),
+    )

@@ -1,0 +1,212 @@
+"""The shared-memory binary end to end, on digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asvrg import delays
+from asvrg.types import Trace
+from experiments import train_shared
+from tests.binaries import SMALL, read_metrics, run, without_clock
+
+pytestmark = pytest.mark.timeout(120)
+
+COLUMNS = (
+    "epoch,seconds,updates,grad_evals,train_loss,train_error,test_loss,test_error,grad_norm_sq,"
+    "mean_delay,max_delay"
+)
+ROOT = Path(__file__).parent.parent
+
+
+def test_trains_digits_and_leaves_its_results(tmp_path, capsys):
+    assert run(train_shared, "--num_epochs=4", f"--out_dir={tmp_path}") == 0
+
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == COLUMNS
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["updates"] for row in rows] == ["0", "1000", "2000", "3000", "4000"]
+    # n + 2 b m component gradients an epoch of SVRG.
+    assert int(rows[1]["grad_evals"]) == 1437 + 2 * 10 * 1000
+    assert float(rows[0]["train_loss"]) > 2.2  # about log 10: nothing learnt yet
+    assert float(rows[-1]["train_loss"]) < 0.35
+    assert float(rows[-1]["test_error"]) < 0.10
+    assert float(rows[0]["seconds"]) == 0.0 < float(rows[1]["seconds"]) < float(rows[4]["seconds"])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["flags"]["inner_steps"] == 1000
+    assert config["resolved"]["num_threads"] == 2
+    assert config["resolved"]["dim"] == 65 * 100 + 101 * 10
+    assert config["machine"]["cores"] == len(os.sched_getaffinity(0))
+
+    summary = capsys.readouterr().out
+    assert re.search(r"^epochs +4 of 4$", summary, re.MULTILINE)
+    assert f"training loss      {float(rows[-1]['train_loss']):.4f}" in summary
+    assert str(tmp_path / "metrics.csv") in summary
+    assert str(tmp_path / "curves.png") in summary
+
+
+@pytest.mark.parametrize("method", ["sgd", "svrg", "sgd_svrg"])
+def test_one_thread_gives_the_simulators_csv(tmp_path, method):
+    arguments = [*SMALL, f"--method={method}"]
+    if method == "sgd_svrg":
+        arguments.append("--pretrain_epochs=1")
+    one = run(
+        train_shared, *arguments, "--num_threads=1", "--read_period=7", f"--out_dir={tmp_path}/a"
+    )
+    two = run(train_shared, *arguments, "--driver=simulate", f"--out_dir={tmp_path}/b")
+    assert one == two == 0
+    threads, simulated = read_metrics(tmp_path / "a"), read_metrics(tmp_path / "b")
+    assert without_clock(threads) == without_clock(simulated)
+    per_epoch = {"sgd": [500] * 3, "svrg": [1100] * 3, "sgd_svrg": [500, 1100, 1100]}[method]
+    assert [int(row["grad_evals"]) for row in threads] == [0, *np.cumsum(per_epoch)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--read=inconsistent",),
+        ("--read=view", "--write=lock_free", "--num_threads=3"),
+        ("--block_size=0", "--activation=tanh", "--hidden=8,6", "--dtype=float64"),
+        ("--driver=simulate", "--num_threads=5"),
+        ("--driver=simulate", "--delays=uniform", "--delay=6", "--read_groups=4"),
+        ("--driver=simulate", "--delays=constant", "--delay=6"),
+    ],
+)
+def test_every_mode_trains(tmp_path, flags):
+    assert run(train_shared, *SMALL, "--lr=0.05", *flags, f"--out_dir={tmp_path}") == 0
+    rows = read_metrics(tmp_path)
+    assert float(rows[-1]["train_loss"]) < 0.95 * float(rows[0]["train_loss"])
+    if "--num_threads=5" in flags:
+        assert [row["max_delay"] for row in rows[1:]] == ["4"] * 3
+    if "--delay=6" in flags:
+        assert [row["max_delay"] for row in rows[1:]] == ["6"] * 3
+
+
+def test_saves_the_trace_and_tensorboard_events(tmp_path):
+    assert run(train_shared, *SMALL, "--save_trace", "--tensorboard", f"--out_dir={tmp_path}") == 0
+    with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
+        assert saved["worker"].shape == (3, 50)
+        assert set(saved["worker"].ravel()) <= {0, 1}
+        for epoch, row in enumerate(read_metrics(tmp_path)[1:]):
+            trace = Trace(saved["worker"][epoch], saved["read_version"][epoch], sees_own=True)
+            delays.check(trace)
+            assert int(row["max_delay"]) == delays.staleness(trace).max()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train_loss" in events.read_bytes()
+
+
+BAD_FLAGS = [
+    (["--num_epochs=0"], "--num_epochs must be a whole number of at least 1, got 0."),
+    (["--num_epochs=many"], "--num_epochs=many"),
+    (["--batch_size=0"], "--batch_size must be a whole number from 1 to 100, got 0."),
+    (["--batch_size=101"], "--batch_size must be a whole number from 1 to 100, got 101."),
+    (["--block_size=761"], "--block_size must be a whole number from 0 to 760, got 761."),
+    (["--inner_steps=-1"], "--inner_steps must be a whole number of at least 1, got -1."),
+    (["--num_threads=0"], "--num_threads must be a whole number of at least 1, got 0."),
+    (["--read_period=0"], "--read_period must be a whole number of at least 1, got 0."),
+    (["--lr=0"], "--lr must be a finite number above 0, got 0.0."),
+    (["--lr=nan"], "--lr must be a finite number above 0, got nan."),
+    (["--lr=inf"], "--lr must be a finite number above 0, got inf."),
+    (["--lr_decay=-0.5"], "--lr_decay must be a finite number of at least 0, got -0.5."),
+    (["--l2=-1"], "--l2 must be a finite number of at least 0, got -1.0."),
+    (["--seed=-1"], "--seed must be a whole number of at least 0, got -1."),
+    (["--hidden=10,x"], "every entry of --hidden must be a whole number of at least 1, got 'x'."),
+    (["--hidden=0"], "every entry of --hidden must be a whole number of at least 1, got 0."),
+    (["--num_train=100000"], "--num_train"),
+    (["--num_test=0"], "--num_test"),
+    (["--dataset=minst"], "--dataset=minst"),
+    (["--method=saga"], "sgd|svrg|sgd_svrg"),
+    (["--data_dir=/nonexistent", "--dataset=mnist"], "--data_dir"),
+    (["--pretrain_epochs=2"], "--pretrain_epochs belongs to --method=sgd_svrg"),
+    (["--method=sgd_svrg", "--pretrain_epochs=3"], "must exceed --pretrain_epochs, got 3 and 3."),
+    (["--write=lock_free"], "--write=lock_free needs --read=inconsistent or view"),
+    (["--delays=uniform"], "--delays belongs to --driver=simulate"),
+    (["--driver=simulate", "--read=view"], "--read belongs to --driver=threads"),
+    (["--driver=simulate", "--delay=3"], "--delay belongs to --delays=constant or uniform"),
+    (["--num_epoch=3"], "num_epoch"),
+    (["mnist"], "flags must have the form --name=value, got 'mnist'."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_FLAGS, ids=lambda value: str(value)[:40])
+def test_bad_flags_give_a_sentence_and_write_nothing(tmp_path, capsys, arguments, sentence):
+    folder = tmp_path / "out"
+    assert run(train_shared, *SMALL, f"--out_dir={folder}", *arguments) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert not folder.exists()
+
+
+def test_used_or_impossible_out_dir_is_refused(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("precious")
+    assert run(train_shared, *SMALL, f"--out_dir={tmp_path}") == 2
+    assert "without another run's results" in capsys.readouterr().err
+    assert (tmp_path / "metrics.csv").read_text() == "precious"
+
+    assert run(train_shared, *SMALL, f"--out_dir={tmp_path}/metrics.csv/below") == 2
+    assert "--out_dir must be a folder that can be made" in capsys.readouterr().err
+
+
+def test_divergence_stops_the_run_and_keeps_what_is_written(tmp_path, capsys):
+    assert run(train_shared, *SMALL, "--lr=1e9", "--num_epochs=9", f"--out_dir={tmp_path}") == 1
+    assert "the step (--lr) is probably too large" in capsys.readouterr().err
+    rows = read_metrics(tmp_path)
+    assert 1 <= len(rows) < 10
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_interrupt_ends_the_process_and_keeps_what_is_written(tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "experiments.train_shared",
+            *SMALL,
+            "--num_epochs=100000",
+            f"--out_dir={tmp_path}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        metrics = tmp_path / "metrics.csv"
+        deadline = time.monotonic() + 60
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    rows = read_metrics(tmp_path)
+    assert f"epochs             {rows[-1]['epoch']} of 100000" in out
+    assert all(None not in row.values() for row in rows)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_lists_the_flags(capsys):
+    assert run(train_shared, "--help") == 0
+    printed = capsys.readouterr().out
+    assert "Shared-AsySVRG (Algorithm 1)" in printed
+    for name in ("dataset", "method", "num_threads", "read_period", "pretrain_epochs", "out_dir"):
+        assert f"--{name}" in printed or f"--[no]{name}" in printed
