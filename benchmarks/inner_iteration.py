@@ -1,0 +1,144 @@
+"""Time of one inner iteration of Shared-AsySVRG, beside a plain jitted step with two gradients.
+
+    python -m benchmarks.inner_iteration --dataset=mnist
+
+The contestants run in turn, `--repeats` times; the table and the csv hold the medians, and their
+ratios to the plain step within the same round.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from asvrg import estimators, sampling
+from asvrg.drivers import simulate, threads
+from asvrg.types import Array, Data, Driver, Snapshot
+from experiments import launch, problem, recording
+from experiments.problem import Problem
+
+LR = 0.1  # small enough for every data set; the time does not depend on it
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds all flags of this benchmark."""
+    problem.define_flags(values)
+    flags.DEFINE_list("num_threads", ["1", "2"], "Numbers of threads.", flag_values=values)
+    flags.DEFINE_list("read_periods", ["1", "16", "64"], "Read periods.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 10, "b.", flag_values=values)
+    flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
+    flags.DEFINE_integer("inner_steps", 1_000, "m.", flag_values=values)
+    flags.DEFINE_integer("repeats", 15, "Rounds of all contestants.", flag_values=values)
+    flags.DEFINE_string("out_dir", None, "Folder for the csv.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Times the contestants, prints their table and writes it as inner_iteration.csv."""
+    problem_ = problem.from_flags(values)
+    n, dim = len(problem_.train[1]), problem_.objective.dim
+    sampler = sampling.sampler(
+        n, dim, batch_size=values.batch_size, block_size=values.block_size, seed=values.seed
+    )
+    estimator = estimators.svrg(problem_.objective)
+    drivers = {
+        "simulator": simulate.driver(
+            estimator, problem_.train, sampler, inner_steps=values.inner_steps
+        )
+    }
+    for num_threads in map(int, values.num_threads):
+        for read_period in map(int, values.read_periods):
+            drivers[f"threads, K = {num_threads}, read_period = {read_period}"] = threads.driver(
+                estimator,
+                problem_.train,
+                sampler,
+                inner_steps=values.inner_steps,
+                num_threads=num_threads,
+                read_period=read_period,
+            )
+    snapshot = drivers["simulator"].prepare(problem_.x0)
+    plain = "two gradients, one jitted call an iteration"
+    contestants = {
+        plain: functools.partial(_plain, problem_, snapshot, sampler, values.inner_steps)
+    }
+    contestants |= {
+        name: functools.partial(_inner_loop, driver, problem_.x0, snapshot)
+        for name, driver in drivers.items()
+    }
+    for driver in drivers.values():
+        driver.warm_up(problem_.x0)
+    contestants[plain]()
+    rounds = [
+        {name: _seconds(run) / values.inner_steps * 1e6 for name, run in contestants.items()}
+        for _ in range(values.repeats)
+    ]
+    folder = recording.claim_folder(values.out_dir, f"inner_iteration-{values.dataset}")
+    with open(folder / "inner_iteration.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["contestant", "median_us", "min_us", "max_us", "speedup_over_plain"])
+        for name in contestants:
+            times = [each[name] for each in rounds]
+            ratio = statistics.median(each[plain] / each[name] for each in rounds)
+            line = [statistics.median(times), min(times), max(times), ratio]
+            writer.writerow([name, *(f"{value:.4g}" for value in line)])
+            print(f"{name:<46} {line[0]:7.1f} us ({line[1]:.1f} to {line[2]:.1f}), x {line[3]:.2f}")
+    print(folder / "inner_iteration.csv")
+    return 0
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _inner_loop(driver: Driver, x: Array, snapshot: Snapshot) -> None:
+    jax.block_until_ready(driver.inner_loop(x, snapshot, 0, LR)[0])
+
+
+def _plain(
+    problem_: Problem, snapshot: Snapshot, sampler: sampling.Sampler, inner_steps: int
+) -> None:
+    """What one writes first: both gradients by autodiff, one call of jit for each iteration."""
+    draws = sampling.Stream(sampler, 0, 0).take(inner_steps)
+    x = problem_.x0
+    for batch, block in zip(draws.batch, draws.block, strict=True):
+        x = _plain_step(
+            problem_.objective.loss,
+            x,
+            snapshot.params,
+            snapshot.full_grad,
+            problem_.train,
+            batch,
+            block,
+            np.asarray(LR, x.dtype),
+        )
+    jax.block_until_ready(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain_step(
+    loss: Callable[[Array, Data], jax.Array],
+    x: Array,
+    x_tilde: Array,
+    full_grad: Array,
+    data: Data,
+    batch: Array,
+    block: Array,
+    lr: Array,
+) -> jax.Array:
+    samples = jax.tree.map(lambda leaf: leaf[batch], data)
+    v = jax.grad(loss)(x, samples) - jax.grad(loss)(x_tilde, samples) + full_grad
+    return jnp.asarray(x).at[block].add(-lr * v[block])
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main, define_flags))
