@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +70,18 @@ def window(
       The worker's x after its r iterations, [d], and their deltas, values [r, B] or [r, d].
     """
 
-    def iterate(x_hat: jax.Array, draw: Draws) -> tuple[jax.Array, jax.Array]:
+    # A delta is added at the start of the next turn. Across the loop's edge it is a number in
+    # memory; within a turn the compiler fuses the product -eta v into the addition (one rounding
+    # instead of two), and x would differ in its last bit from that of a driver that adds the delta
+    # to its buffer.
+    def iterate(carry: tuple[jax.Array, Delta], draw: Draws) -> tuple[Any, jax.Array]:
+        x_hat = apply(*carry)
         delta = step(estimator, x_hat, snapshot, data, draw, lr)
-        return apply(x_hat, delta), delta.values
+        return (x_hat, delta), delta.values
 
-    x, values = jax.lax.scan(iterate, jnp.asarray(x), draws)
-    return x, Delta(draws.block, values)
+    x = jnp.asarray(x)
+    width = x.shape[0] if draws.block is None else draws.block.shape[1]
+    block = None if draws.block is None else jnp.arange(width, dtype=draws.block.dtype)
+    nothing = Delta(block, jnp.full(width, -0.0, x.dtype))  # x + -0.0 is x, for x = -0.0 as well
+    carry, values = jax.lax.scan(iterate, (x, nothing), draws)
+    return apply(*carry), Delta(draws.block, values)

@@ -106,12 +106,9 @@ def replay(
     """
     delays.check(trace)
     num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
-    if num_groups > 1 and (groups is None or np.max(groups) >= num_groups):
-        raise InputError(
-            f"groups must give every coordinate one of the trace's {num_groups} groups, got "
-            f"{'None' if groups is None else f'a group {int(np.max(groups))}'}."
-        )
     x = jnp.asarray(x)
+    if num_groups > 1:
+        _check_groups(groups, x.size, num_groups)
     rate = np.asarray(lr, x.dtype)
     streams = {int(k): sampling.Stream(sampler, epoch, int(k)) for k in np.unique(trace.worker)}
     # A power of two, so that traces of about the same delay share a compilation.
@@ -129,6 +126,21 @@ def replay(
                 estimator, x, ring, snapshot, data, draws, lacking, groups, rate
             )
     return x
+
+
+def _check_groups(groups: Array | None, dim: int, num_groups: int) -> None:
+    if groups is None:
+        found = "None"
+    elif np.shape(groups) != (dim,):
+        found = f"an array of shape {np.shape(groups)}"
+    elif np.min(groups) < 0 or np.max(groups) >= num_groups:
+        found = f"numbers from {np.min(groups)} to {np.max(groups)}"
+    else:
+        return
+    raise InputError(
+        f"groups must be an array [{dim}] of numbers from 0 to {num_groups - 1}, to give every "
+        f"coordinate one of the trace's {num_groups} groups, got {found}."
+    )
 
 
 def empty_ring(sampler: Sampler, depth: int, dtype: np.dtype) -> Delta:

@@ -9,7 +9,7 @@ see: that is the asynchrony, and the Trace records it.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import jax
 import jax.numpy as jnp
@@ -203,41 +203,28 @@ class _InnerLoop:
         self._stop = threading.Event()
         self._claimed = 0
         self._landed = 0
-        self._failures: list[tuple[int, BaseException]] = []
 
     def run(self, inner_steps: int, read: str, write: str, read_period: int) -> Trace:
         """Has the threads do `inner_steps` updates; returns when all of them have ended."""
         self._worker = np.zeros(inner_steps, np.int32)
         self._read_version = np.zeros(inner_steps, np.int32)
-        threads = [
-            threading.Thread(
-                target=self._work,
-                args=(worker, read, write, read_period),
-                name=f"asvrg-worker-{worker}",
-                daemon=True,
-            )
-            for worker in range(len(self._streams))
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            # Also on Ctrl-C: nobody writes to the buffer once this function has returned.
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-        if self._failures:
-            worker, cause = self._failures[0]
-            raise WorkerError(worker, self._buffer, cause) from cause
+        workers = range(len(self._streams))
+        with ThreadPoolExecutor(len(workers), "asvrg-worker") as pool:
+            runs = [pool.submit(self._work, k, read, write, read_period) for k in workers]
+            try:
+                wait(runs, return_when=FIRST_EXCEPTION)
+            finally:
+                # Also on Ctrl-C: nobody writes to the buffer once this function has returned.
+                self._stop.set()
+                wait(runs)
+        for worker, cause in enumerate(each.exception() for each in runs):
+            if cause is not None:
+                raise WorkerError(worker, self._buffer, cause) from cause
         return Trace(self._worker, self._read_version, sees_own=True)
 
     def _work(self, worker: int, read: str, write: str, read_period: int) -> None:
-        try:
-            # A diverging x overflows; training.run says so, with the cause.
-            np.seterr(over="ignore", invalid="ignore")
+        # A diverging x overflows; training.run says so, with the cause.
+        with np.errstate(over="ignore", invalid="ignore"):
             copy = shared_buffer(self._buffer)
             x = live_view(self._buffer if read == "view" else copy)
             while count := self._claim(read_period):
@@ -245,9 +232,6 @@ class _InnerLoop:
                 version = self._read(copy, read)
                 delta = self._compute(x, draws)
                 self._land(worker, version, delta, write)
-        except BaseException as error:  # noqa: BLE001 - `run` raises it in the caller's thread
-            self._failures.append((worker, error))
-            self._stop.set()
 
     def _claim(self, read_period: int) -> int:
         """How many iterations the calling thread shall do next; 0 when there is nothing left."""
