@@ -1,0 +1,32 @@
+"""Strict JAX for every test and doctest, set before the first import of jax.
+
+One thread for each computation, and no thread of XLA's own between a caller and its result: the
+tests then measure nothing but the code, and Python threads that call jitted functions still run
+side by side. On the CPU, jax reads the size of its thread pools from NPROC.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("NPROC", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _doctests_print_what_a_reader_gets(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Doctests run in jax's default precision, as a reader would type them."""
+    is_doctest = isinstance(request.node, pytest.DoctestItem)
+    jax.config.update("jax_enable_x64", not is_doctest)
+    yield
+    jax.config.update("jax_enable_x64", True)
