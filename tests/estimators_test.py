@@ -1,0 +1,106 @@
+"""The identities of sgd() and svrg(), on every problem of the table."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from asvrg import estimators
+from asvrg.estimators import Estimator
+from asvrg.types import Array, Data, Draws, Snapshot
+from tests import problems
+from tests.problems import Problem
+
+SAMPLES = np.arange(problems.NUM_SAMPLES, dtype=np.int32)
+
+
+@pytest.fixture(params=problems.NAMES)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return problems.get(request.param)
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def directions(
+    estimator: Estimator, x_hat: Array, snapshot: Snapshot, data: Data, batches: Array, block=None
+) -> jax.Array:
+    """The v of every batch, [number of batches, d or B]."""
+    return jax.vmap(lambda batch: estimator.estimate(x_hat, snapshot, data, Draws(batch, block)))(
+        batches
+    )
+
+
+def all_batches(num_samples: int, batch_size: int) -> np.ndarray:
+    """Every way to draw a batch with replacement; all are equally likely."""
+    return np.array(list(itertools.product(range(num_samples), repeat=batch_size)), np.int32)
+
+
+def test_svrg_is_the_full_gradient_at_the_snapshot(problem: Problem) -> None:
+    """For every batch whatever: the one sample, many, and one many times."""
+    svrg = estimators.svrg(problem.objective)
+    snapshot = svrg.prepare(problem.x0, problem.data, map)
+    batches = np.stack([SAMPLES[:3], SAMPLES[-3:], np.array([4, 4, 4], np.int32)])
+    found = directions(svrg, problem.x0, snapshot, problem.data, batches)
+    expected = np.mean(problems.sample_grads(problem, problem.x0), axis=0)
+    chex.assert_trees_all_close(found, np.tile(expected, (3, 1)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [estimators.sgd, estimators.svrg])
+def test_mean_over_all_batches_is_the_full_gradient(problem: Problem, make) -> None:
+    estimator = make(problem.objective)
+    snapshot = estimator.prepare(problem.x0, problem.data, map)
+    x_hat = problems.other_point(problem)
+    found = directions(estimator, x_hat, snapshot, problem.data, all_batches(len(SAMPLES), 2))
+    expected = np.mean(problems.sample_grads(problem, x_hat), axis=0)
+    assert np.ptp(found, axis=0).max() > 1e-3  # they differ, and yet
+    np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", problems.SMOOTH)  # relu's gradient jumps
+def test_variance_of_svrg_vanishes_quadratically_and_that_of_sgd_stays(name: str) -> None:
+    """Var v = O(||x_hat - x_tilde||^2), exactly as the enumeration of all samples gives it."""
+    problem = problems.get(name)
+    svrg, sgd = estimators.svrg(problem.objective), estimators.sgd(problem.objective)
+    snapshot = svrg.prepare(problem.x0, problem.data, map)
+    distances = np.array([1e-1, 1e-2, 1e-3])
+
+    def variance(estimator: Estimator, snapshot: Snapshot, distance: float) -> float:
+        x_hat = problems.other_point(problem, distance)
+        v = directions(estimator, x_hat, snapshot, problem.data, SAMPLES[:, None])
+        return np.sum(np.var(v, axis=0))
+
+    of_svrg = np.array([variance(svrg, snapshot, distance) for distance in distances])
+    of_sgd = np.array([variance(sgd, Snapshot(), distance) for distance in distances])
+    rates = np.diff(np.log10(of_svrg)) / np.diff(np.log10(distances))
+    np.testing.assert_allclose(rates, 2.0, atol=0.1)
+    assert of_sgd.min() > 0.5 * of_sgd.max() > 1e-2
+    assert of_svrg[-1] < 1e-4 * of_sgd[-1]
+
+
+@pytest.mark.parametrize("make", [estimators.sgd, estimators.svrg])
+def test_direction_on_a_block_is_those_entries(problem: Problem, make) -> None:
+    estimator = make(problem.objective)
+    snapshot = estimator.prepare(problem.x0, problem.data, map)
+    x_hat, block = problems.other_point(problem), np.array([1, 3], np.int32)
+    args = (estimator, x_hat, snapshot, problem.data, SAMPLES[:, None])
+    chex.assert_trees_all_close(
+        directions(*args, block), np.asarray(directions(*args))[:, block], rtol=1e-10, atol=1e-12
+    )
+
+
+def test_snapshots_remember_x_tilde(problem: Problem) -> None:
+    svrg, sgd = estimators.svrg(problem.objective), estimators.sgd(problem.objective)
+    snapshot = svrg.prepare(problem.x0, problem.data, map)
+    chex.assert_trees_all_equal(snapshot.params, problem.x0)
+    assert all(leaf.shape[0] == problems.NUM_SAMPLES for leaf in jax.tree.leaves(snapshot.cache))
+    assert sgd.prepare(problem.x0, problem.data, map) == Snapshot((), (), ())
+
+
+def test_gradients_are_counted_as_the_theory_does() -> None:
+    objective = problems.get("logistic").objective
+    assert estimators.sgd(objective).grad_evals(10_000, 10, 1_000) == 10_000
+    assert estimators.svrg(objective).grad_evals(10_000, 10, 1_000) == 30_000

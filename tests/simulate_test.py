@@ -1,0 +1,171 @@
+"""The simulated driver against a transcription of Equation (6) in numpy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asvrg import delays, estimators, sampling, schedules, training
+from asvrg.drivers import simulate
+from asvrg.errors import InputError
+from asvrg.types import Draws, Trace
+from tests import problems
+
+PROBLEM = problems.get("least_squares")
+DIM, M, LR = PROBLEM.objective.dim, 24, 0.2
+SVRG = estimators.svrg(PROBLEM.objective)
+DATA = jax.tree.map(jnp.asarray, PROBLEM.data)
+SNAPSHOT = SVRG.prepare(PROBLEM.x0, DATA, map)
+START = problems.other_point(PROBLEM)
+GROUPS = np.array([2, 0, 1, 0, 2], np.int32)
+CLOSE = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def sampler(block_size: int | None) -> sampling.Sampler:
+    return sampling.sampler(problems.NUM_SAMPLES, DIM, batch_size=3, block_size=block_size, seed=4)
+
+
+def equation_6(draws: Draws, lacks: np.ndarray) -> np.ndarray:
+    """x_m of Equations (4) to (6); lacks [m, m, d]: whether x_hat_t lacks update j there."""
+    inputs, target = PROBLEM.data
+    ones = np.concatenate([np.ones((len(inputs), 1)), inputs], axis=1)
+
+    def grad(x: np.ndarray, i: np.ndarray) -> np.ndarray:
+        return np.mean((ones[i] @ x - target[i])[:, None] * ones[i], axis=0)
+
+    x, x_tilde, steps = START.copy(), PROBLEM.x0, []
+    for t, batch in enumerate(draws.batch):
+        x_hat = x - sum(np.where(lacks[t, j], steps[j], 0) for j in range(t))
+        v = grad(x_hat, batch) - grad(x_tilde, batch) + grad(x_tilde, np.arange(len(inputs)))
+        k = slice(None) if draws.block is None else draws.block[t]
+        steps.append(np.zeros(DIM))
+        steps[t][k] = -LR * v[k]
+        x = x + steps[t]
+    return x
+
+
+def lacks_of(trace: Trace) -> np.ndarray:
+    """The J(t) of a trace for every coordinate, [m, m, d], by the definition of `Trace`."""
+    version = trace.read_version.reshape(M, -1)
+    version = version[:, GROUPS] if version.shape[1] > 1 else np.tile(version, DIM)
+    lacks = np.arange(M)[None, :, None] >= version[:, None, :]
+    own = trace.worker[:, None] == trace.worker[None, :]
+    return lacks & ~own[:, :, None] if trace.sees_own else lacks
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_any_subset_of_earlier_updates_may_be_missing(block_size, groups) -> None:
+    depth, num_groups = 6, 1 if groups is None else 3
+    missing = np.random.default_rng(0).random((M, depth, num_groups)) < 0.5
+    draws = sampling.Stream(sampler(block_size), 0, 0).take(M)
+    ring = simulate.empty_ring(sampler(block_size), depth, START.dtype)
+    found, _ = simulate.delayed_steps(
+        SVRG, START, ring, SNAPSHOT, DATA, draws, missing, groups, np.float64(LR)
+    )
+    lacks = np.zeros((M, M, DIM), bool)
+    for t in range(M):
+        for i in range(min(depth, t)):
+            lacks[t, t - 1 - i] = missing[t, i, np.zeros(DIM, int) if groups is None else groups]
+    np.testing.assert_allclose(found, equation_6(draws, lacks), **CLOSE)
+
+
+WORKERS = np.random.default_rng(1).integers(3, size=M).astype(np.int32)
+TRACES = {
+    "none": delays.none(M),
+    "constant": delays.constant(M, 5),
+    "uniform": delays.uniform(M, 7, seed=0),
+    "round robin": delays.round_robin(M, 3),
+    "inconsistent": delays.uniform(M, 7, seed=0, num_groups=3),
+    "everything missing": Trace(WORKERS, np.zeros(M, np.int32)),
+    "all but one's own missing": Trace(WORKERS, np.zeros(M, np.int32), sees_own=True),
+    "inconsistent, sees its own": Trace(
+        WORKERS, delays.uniform(M, 7, seed=1, num_groups=3).read_version, sees_own=True
+    ),
+}
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("name", TRACES)
+def test_replay_is_equation_6(name: str, block_size) -> None:
+    trace = TRACES[name]
+    groups = GROUPS if trace.read_version.ndim == 2 else None
+    spec = sampler(block_size)
+    driver = simulate.driver(
+        SVRG, PROBLEM.data, spec, inner_steps=M, trace=lambda epoch: trace, groups=groups
+    )
+    found, record = driver.inner_loop(START, SNAPSHOT, 3, LR)
+    assert record is trace
+    streams = {k: sampling.Stream(spec, 3, k) for k in set(trace.worker.tolist())}
+    taken = [streams[k].take(1) for k in trace.worker.tolist()]
+    draws = jax.tree.map(lambda *rows: np.concatenate(rows), *taken)
+    expected = equation_6(draws, lacks_of(trace))
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    if name != "none":  # or else nothing was delayed
+        assert not np.allclose(found, equation_6(draws, np.zeros((M, M, DIM), bool)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["none", "inconsistent, sees its own"])
+def test_segments_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws and missing updates carry over from one scan to the next, of 7, 7, 7 and 3 steps."""
+    trace = TRACES[name]
+    args = (SVRG, START, SNAPSHOT, DATA, sampler(2), trace)
+    whole = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
+    monkeypatch.setattr(simulate, "SEGMENT", 7)
+    in_segments = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
+    np.testing.assert_array_equal(in_segments, whole)
+
+
+def test_epochs_have_their_own_traces_and_draws() -> None:
+    traces = [delays.none(M), delays.constant(M, 5)]
+    spec = sampler(2)
+    driver = simulate.driver(SVRG, PROBLEM.data, spec, inner_steps=M, trace=traces.__getitem__)
+    (first, trace), (second, _) = (
+        driver.inner_loop(START, SNAPSHOT, epoch, LR) for epoch in range(2)
+    )
+    assert trace is traces[0]
+    for epoch, found in enumerate([first, second]):
+        draws = sampling.Stream(spec, epoch, 0).take(M)
+        np.testing.assert_allclose(found, equation_6(draws, lacks_of(traces[epoch])), **CLOSE)
+
+
+@pytest.mark.parametrize("trace", [None, lambda epoch: delays.uniform(M, 4, seed=epoch)])
+def test_epochs_do_not_recompile(trace, caplog: pytest.LogCaptureFixture) -> None:
+    """The first one does not compile either: that is what `warm_up` is for."""
+    estimator = estimators.svrg(PROBLEM.objective)  # compiled by nobody yet
+    driver = simulate.driver(estimator, PROBLEM.data, sampler(2), inner_steps=M, trace=trace)
+    schedule = schedules.polynomial(LR, 0.5)  # another step in every epoch
+    with jax.log_compiles():
+        driver.warm_up(START)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        *_, last = training.run(driver, training.start(START), schedule=schedule, num_epochs=4)
+    assert last.epoch == 4
+    assert "Compiling" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trace", "groups", "sentence"),
+    [
+        (delays.none(M - 1), None, f"inner_steps = {M} updates an epoch, got {M - 1} in epoch 2"),
+        (Trace(np.zeros(M), np.full(M, M)), None, "trace.read_version must lie between"),
+        (TRACES["inconsistent"], None, "one of the trace's 3 groups, got None"),
+        (TRACES["inconsistent"], np.full(DIM, 3), "one of the trace's 3 groups, got"),
+        (TRACES["inconsistent"], np.full(DIM, -1), "groups must be an array"),
+        (TRACES["inconsistent"], np.zeros(DIM - 1, int), "groups must be an array"),
+    ],
+)
+def test_traces_that_do_not_fit_are_refused(trace: Trace, groups, sentence: str) -> None:
+    driver = simulate.driver(
+        SVRG, PROBLEM.data, sampler(None), inner_steps=M, trace=lambda epoch: trace, groups=groups
+    )
+    with pytest.raises(InputError, match=sentence):
+        driver.inner_loop(START, SNAPSHOT, 2, LR)
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1.5])
+def test_bad_lengths_are_refused(inner_steps) -> None:
+    with pytest.raises(InputError, match="inner_steps must be a whole number of at least 1"):
+        simulate.driver(SVRG, PROBLEM.data, sampler(None), inner_steps=inner_steps)

@@ -1,0 +1,355 @@
+"""Threads on a shared buffer: nothing is lost, everything is recorded, nobody stays behind."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asvrg import delays, estimators, objectives, sampling, schedules, training
+from asvrg.drivers import simulate, threads
+from asvrg.errors import InputError
+from asvrg.estimators import Estimator
+from asvrg.types import Delta, Driver, Objective, Snapshot
+from tests import problems
+from tests.problems import Problem
+
+pytestmark = pytest.mark.timeout(60)
+
+MODES = [
+    m for m in itertools.product(threads.READS, threads.WRITES) if m != ("consistent", "lock_free")
+]
+# Every direction is -1 in every coordinate: with a step of 1 the buffer counts its updates.
+COUNTING = Estimator(
+    prepare=lambda x, data, map_fn: Snapshot(),
+    estimate=lambda x, snapshot, data, draw: -jnp.ones_like(objectives.on_block(x, draw.block)),
+    grad_evals=lambda n, b, m: 0,
+)
+
+
+def alive() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("asvrg")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays_behind() -> Iterator[None]:
+    yield
+    assert not alive()
+
+
+@pytest.fixture
+def _eager_switching() -> Iterator[None]:
+    """Has the interpreter change threads after every few instructions."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def _slow_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes a while between reading and writing, so that whoever needs a lock is seen to have it.
+
+    Without it another's update is lost, or a reader copies an x of which half is new.
+    """
+    add = threads.add
+
+    def in_two_halves(buffer: np.ndarray, delta: Delta) -> None:
+        after, half = buffer.copy(), len(buffer) // 2
+        add(after, delta)
+        buffer[:half] = after[:half]
+        time.sleep(1e-3)
+        buffer[half:] = after[half:]
+
+    monkeypatch.setattr(threads, "add", in_two_halves)
+
+
+@functools.cache
+def svrg_of(objective: Objective) -> Estimator:
+    """The same estimator every time, so that compilations are shared."""
+    return estimators.svrg(objective)
+
+
+def svrg_driver(module, problem: Problem, block_size: int | None, **options) -> Driver:
+    n, d = problems.NUM_SAMPLES, problem.objective.dim
+    spec = sampling.sampler(n, d, batch_size=2, block_size=block_size, seed=6)
+    return module.driver(svrg_of(problem.objective), problem.data, spec, **options)
+
+
+def epochs(driver: Driver, x0: np.ndarray, lr: float, num_epochs: int) -> list:
+    schedule = schedules.constant(lr)
+    return list(training.run(driver, training.start(x0), schedule=schedule, num_epochs=num_epochs))
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("relu", "float32"), ("relu", "float64"), ("least_squares", "float32")]
+)
+def test_one_thread_is_the_serial_simulation_bit_for_bit(name, dtype, block_size) -> None:
+    """Whatever the windows: of 1, of 5 with 2 left over, of 16 with 5, and one for all 37."""
+    problem = problems.get(name, dtype)
+    serial = svrg_driver(simulate, problem, block_size, inner_steps=37)
+    expected = [result.x for result in epochs(serial, problem.x0, 0.1, 2)]
+    for read_period in (1, 5, 16, 50):
+        options = {"inner_steps": 37, "num_threads": 1, "read_period": read_period}
+        driver = svrg_driver(threads, problem, block_size, **options)
+        found = [result.x for result in epochs(driver, problem.x0, 0.1, 2)]
+        np.testing.assert_array_equal(found, expected, f"read_period = {read_period}")
+
+
+@pytest.mark.usefixtures("_slow_add")
+@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("read_period", [1, 8])
+def test_replay_of_a_locked_run_is_that_run(
+    read_period: int, block_size, dtype: str, close: float
+) -> None:
+    problem = problems.get("relu", dtype)
+    options = {"inner_steps": 60, "num_threads": 4, "read_period": read_period}
+    driver = svrg_driver(threads, problem, block_size, **options)
+    results = epochs(driver, problem.x0, 0.05, 3)
+    traces = [result.trace for result in results]
+    assert all(delays.staleness(trace).max() > 0 for trace in traces)
+    replay = svrg_driver(simulate, problem, block_size, inner_steps=60, trace=traces.__getitem__)
+    x = problem.x0
+    for found in results:
+        x, _ = replay.inner_loop(x, replay.prepare(x), found.epoch - 1, 0.05)
+        np.testing.assert_allclose(found.x, x, rtol=0, atol=close)
+        x = found.x  # so that rounding does not add up
+
+
+@pytest.mark.usefixtures("_slow_add")
+@pytest.mark.parametrize("read", threads.READS)
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_locked_writes_lose_no_update(read: str, block_size: int | None) -> None:
+    dim, m = 50, 103
+    spec = sampling.sampler(4, dim, batch_size=1, block_size=block_size)
+    options = {"num_threads": 4, "read": read, "read_period": 2}
+    driver = threads.driver(COUNTING, np.zeros(4), spec, inner_steps=m, **options)
+    found, trace = driver.inner_loop(np.zeros(dim), Snapshot(), 0, 1.0)
+    assert len(trace.worker) == m
+    if block_size is None:
+        expected = np.full(dim, m)
+    else:
+        streams = {k: sampling.Stream(spec, 0, k) for k in range(4)}
+        draws = sampling.in_order(streams, trace.worker)
+        expected = np.bincount(draws.block.ravel(), minlength=dim)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("_eager_switching")
+@pytest.mark.parametrize(("read", "write"), MODES)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_traces_are_such_as_the_run_must_leave(read: str, write: str, num_threads: int) -> None:
+    """Exactly m iterations; a worker reads later and later, never before its own last update."""
+    m, read_period = 203, 4
+    spec = sampling.sampler(4, 50, batch_size=1)
+    driver = threads.driver(
+        COUNTING,
+        np.zeros(4),
+        spec,
+        inner_steps=m,
+        num_threads=num_threads,
+        read=read,
+        write=write,
+        read_period=read_period,
+    )
+    x, trace = driver.inner_loop(np.zeros(50), Snapshot(), 0, 1.0)
+    delays.check(trace)
+    assert trace.sees_own
+    assert len(trace.worker) == m
+    assert trace.worker.max() < num_threads
+    for worker in range(num_threads):
+        landed = np.flatnonzero(trace.worker == worker)
+        version = trace.read_version[landed]
+        assert np.all(np.diff(version) >= 0)
+        reads = np.flatnonzero(np.diff(version)) + 1
+        assert np.all(version[reads] > landed[reads - 1])
+        assert np.all(np.bincount(version) <= read_period)
+    if num_threads == 1 or write == "locked":
+        np.testing.assert_array_equal(x, m)
+    else:  # lost ones are possible there, invented ones are not
+        assert x.max() <= m
+
+
+@pytest.mark.parametrize("num_threads", [2, 4])
+@pytest.mark.parametrize(("read", "write"), MODES)
+def test_svrg_converges_in_every_mode(read: str, write: str, num_threads: int) -> None:
+    """To ||grad f|| <= 1e-8, strongly convex, with a constant step."""
+    problem = problems.get("logistic")
+    options = {"num_threads": num_threads, "read": read, "write": write, "read_period": 4}
+    driver = svrg_driver(threads, problem, None, inner_steps=200, **options)
+    last = epochs(driver, problem.x0, 0.05, 25)[-1]
+    found = objectives.evaluate(problem.objective, last.x, problem.data, with_grad=True)
+    assert found.grad_norm_sq <= 1e-16
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_epochs_do_not_recompile(num_threads: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The first one does not compile either: that is what `warm_up` is for."""
+    problem = problems.get("least_squares")
+    estimator = estimators.svrg(problem.objective)  # compiled by nobody yet
+    spec = sampling.sampler(problems.NUM_SAMPLES, problem.objective.dim, batch_size=2, block_size=2)
+    options = {"inner_steps": 37, "num_threads": num_threads, "read_period": 8}
+    driver = threads.driver(estimator, problem.data, spec, **options)
+    schedule = schedules.polynomial(0.1, 0.5)  # another step in every epoch
+    jax.config.update("jax_log_compiles", True)  # in all threads, unlike jax.log_compiles
+    try:
+        driver.warm_up(problem.x0)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        *_, last = training.run(driver, training.start(problem.x0), schedule=schedule, num_epochs=4)
+        assert last.epoch == 4
+        assert "Compiling" not in caplog.text
+    finally:
+        jax.config.update("jax_log_compiles", False)
+
+
+def test_the_given_x_is_left_alone() -> None:
+    problem = problems.get("relu")
+    driver = svrg_driver(threads, problem, 3, inner_steps=20, num_threads=2)
+    x = threads.shared_buffer(problem.x0)
+    found, _ = driver.inner_loop(x, driver.prepare(x), 0, 0.1)
+    assert np.any(found != x)
+    np.testing.assert_array_equal(x, problem.x0)
+
+
+ENDLESS = 10_000_000  # iterations: an epoch that only the tests below end
+
+
+def test_an_estimator_that_raises_ends_the_run() -> None:
+    def estimate(x_hat, snapshot, data, draw):
+        raise ZeroDivisionError("no such estimate")
+
+    spec = sampling.sampler(4, 3, batch_size=1)
+    failing = COUNTING._replace(estimate=estimate)
+    driver = threads.driver(failing, np.zeros(4), spec, inner_steps=ENDLESS, num_threads=3)
+    with pytest.raises(
+        threads.WorkerError, match="failed with ZeroDivisionError: no such"
+    ) as error:
+        driver.inner_loop(np.arange(3.0), Snapshot(), 0, 1.0)
+    assert not alive()
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    np.testing.assert_array_equal(error.value.x, np.arange(3.0))
+
+
+@pytest.mark.parametrize(("read", "write"), MODES)
+def test_a_thread_that_raises_midway_ends_the_run(
+    read: str, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written stays readable, and is whole: the same number in every coordinate."""
+    take = sampling.Stream.take
+
+    def failing_take(stream: sampling.Stream, count: int):
+        if threading.current_thread().name.endswith("1") and next(calls) == 9:
+            raise OSError("no more draws")
+        return take(stream, count)
+
+    spec = sampling.sampler(4, 3, batch_size=1)
+    options = {"num_threads": 3, "read": read, "write": write, "read_period": 2}
+    driver = threads.driver(COUNTING, np.zeros(4), spec, inner_steps=ENDLESS, **options)
+    calls = itertools.count()
+    monkeypatch.setattr(sampling.Stream, "take", failing_take)
+    with pytest.raises(
+        threads.WorkerError, match=r"^Thread 1 failed with OSError: no more"
+    ) as error:
+        driver.inner_loop(np.zeros(3), Snapshot(), 0, 1.0)
+    assert not alive()
+    assert error.value.worker == 1
+    assert error.value.x.min() >= (18 if write == "locked" else 1)
+    if write == "locked":
+        assert np.ptp(error.value.x) == 0
+    before = error.value.x.copy()
+    time.sleep(0.05)
+    np.testing.assert_array_equal(error.value.x, before)
+
+
+def test_ctrl_c_stops_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that `run` happens to wait for, and that is busy for a quarter of a second."""
+    take, calls, buffers = sampling.Stream.take, itertools.count(), []
+    shared_buffer = threads.shared_buffer
+
+    def interrupted_take(stream: sampling.Stream, count: int):
+        if threading.current_thread().name.endswith("0") and next(calls) == 5:
+            time.sleep(0.1)  # by now the caller waits
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.25)
+        return take(stream, count)
+
+    def kept_buffer(x: np.ndarray) -> np.ndarray:
+        buffers.append(shared_buffer(x))
+        return buffers[-1]
+
+    spec = sampling.sampler(4, 3, batch_size=1)
+    driver = threads.driver(COUNTING, np.zeros(4), spec, inner_steps=ENDLESS, num_threads=3)
+    driver.warm_up(np.zeros(3))
+    monkeypatch.setattr(sampling.Stream, "take", interrupted_take)
+    monkeypatch.setattr(threads, "shared_buffer", kept_buffer)
+    with pytest.raises(KeyboardInterrupt):
+        driver.inner_loop(np.zeros(3), Snapshot(), 0, 1.0)
+    assert not alive()
+    before = buffers[0].copy()
+    assert before.min() > 0
+    time.sleep(0.3)
+    np.testing.assert_array_equal(buffers[0], before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dim", [1, 3, 16, 1_001])
+def test_buffers_are_aligned_and_views_live(dim: int, dtype: str) -> None:
+    x = np.arange(dim).astype(dtype)
+    buffer = threads.shared_buffer(x)
+    assert buffer.ctypes.data % 64 == 0
+    assert buffer.dtype == dtype
+    np.testing.assert_array_equal(buffer, x)
+    view = threads.live_view(buffer)
+    buffer += 1
+    np.testing.assert_array_equal(view, x + 1)
+    np.testing.assert_array_equal(jax.jit(lambda x: x + 1)(view), x + 2)
+    np.testing.assert_array_equal(x, np.arange(dim))  # a copy
+
+
+def test_views_that_would_not_live_are_refused() -> None:
+    with pytest.raises(InputError, match="buffer must be aligned to 64 bytes"):
+        threads.live_view(threads.shared_buffer(np.zeros(9))[1:])
+
+
+@pytest.mark.parametrize("block", [None, [[0, 2], [2, 4]]])
+def test_add_touches_its_blocks_and_nothing_else(block) -> None:
+    buffer = np.array([-0.0, -0.0, 1.0, np.nan, 5.0])
+    values = np.array([[1.0, 2, 3, 4, 5], [1, 1, 1, 1, 1]])
+    expected = [2.0, 3.0, 5.0, np.nan, 11.0]
+    if block is not None:
+        values, expected = values[:, :2], [1.0, -0.0, 4.0, np.nan, 6.0]
+        block = np.array(block)
+    threads.add(buffer, Delta(block, values))
+    np.testing.assert_array_equal(buffer, expected)
+    np.testing.assert_array_equal(np.signbit(buffer), np.signbit(expected))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"inner_steps": 0}, "inner_steps must be a whole number of at least 1, got 0"),
+        ({"num_threads": 0}, "num_threads must be a whole number of at least 1, got 0"),
+        ({"num_threads": 1.5}, "num_threads must be a whole number of at least 1, got 1.5"),
+        ({"read_period": 0}, "read_period must be a whole number of at least 1, got 0"),
+        ({"read": "dirty"}, "read must be one of consistent, inconsistent, view, got 'dirty'"),
+        ({"write": "free"}, "write must be one of locked, lock_free, got 'free'"),
+        ({"write": "lock_free"}, "read must be inconsistent or view where write is lock_free"),
+    ],
+)
+def test_bad_arguments_are_refused(changed: dict, sentence: str) -> None:
+    arguments = {"inner_steps": 5, "num_threads": 2} | changed
+    spec = sampling.sampler(4, 3, batch_size=1)
+    with pytest.raises(InputError, match=sentence):
+        threads.driver(COUNTING, np.zeros(4), spec, **arguments)
