@@ -28,8 +28,8 @@ DELAYS = ("round_robin", "constant", "uniform")
 
 # For mnist and digits from results/step_search.csv, of the training losses after 25 epochs with the
 # default flags and four virtual workers: sgd has its best step, svrg half of its best, which leaves
-# a margin for the longer delays of real threads. Fashion-MNIST has the shape and the scale of MNIST,
-# and takes its steps; those of cifar10 come from a coarser search.
+# a margin for the longer delays of real threads. Fashion-MNIST has the shape and the scale of
+# MNIST, and takes its steps; those of cifar10 come from a coarser search.
 _MNIST = {"sgd": Step(0.3, 0.2), "svrg": Step(0.5, 0.0)}
 TUNED = {
     "mnist": _MNIST,

@@ -91,15 +91,13 @@ def epochs(driver: Driver, x0: np.ndarray, lr: float, num_epochs: int) -> list:
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("relu", "float32"), ("relu", "float64"), ("least_squares", "float32")]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("relu", "float32"), ("tanh_by_autodiff", "float64")])
 def test_one_thread_is_the_serial_simulation_bit_for_bit(name, dtype, block_size) -> None:
-    """Whatever the windows: of 1, of 5 with 2 left over, of 16 with 5, and one for all 37."""
+    """Whatever the windows: of 1, of 9 and of 36 with 1 left over, one for all 37."""
     problem = problems.get(name, dtype)
     serial = svrg_driver(simulate, problem, block_size, inner_steps=37)
     expected = [result.x for result in epochs(serial, problem.x0, 0.1, 2)]
-    for read_period in (1, 5, 16, 50):
+    for read_period in (1, 9, 36, 50):
         options = {"inner_steps": 37, "num_threads": 1, "read_period": read_period}
         driver = svrg_driver(threads, problem, block_size, **options)
         found = [result.x for result in epochs(driver, problem.x0, 0.1, 2)]
@@ -107,19 +105,25 @@ def test_one_thread_is_the_serial_simulation_bit_for_bit(name, dtype, block_size
 
 
 @pytest.mark.usefixtures("_slow_add")
-@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-12), ("float32", 1e-6)])
-@pytest.mark.parametrize("block_size", [None, 3])
-@pytest.mark.parametrize("read_period", [1, 8])
+@pytest.mark.parametrize(
+    ("read_period", "block_size", "dtype", "close"),
+    [
+        (1, None, "float64", 1e-12),
+        (8, 3, "float64", 1e-12),
+        (8, None, "float32", 1e-6),
+        (1, 3, "float32", 1e-6),
+    ],
+)
 def test_replay_of_a_locked_run_is_that_run(
-    read_period: int, block_size, dtype: str, close: float
+    read_period: int, block_size: int | None, dtype: str, close: float
 ) -> None:
     problem = problems.get("relu", dtype)
-    options = {"inner_steps": 60, "num_threads": 4, "read_period": read_period}
+    options = {"inner_steps": 64, "num_threads": 4, "read_period": read_period}
     driver = svrg_driver(threads, problem, block_size, **options)
     results = epochs(driver, problem.x0, 0.05, 3)
     traces = [result.trace for result in results]
     assert all(delays.staleness(trace).max() > 0 for trace in traces)
-    replay = svrg_driver(simulate, problem, block_size, inner_steps=60, trace=traces.__getitem__)
+    replay = svrg_driver(simulate, problem, block_size, inner_steps=64, trace=traces.__getitem__)
     x = problem.x0
     for found in results:
         x, _ = replay.inner_loop(x, replay.prepare(x), found.epoch - 1, 0.05)
