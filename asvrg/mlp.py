@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from asvrg.errors import check_choice, check_count, check_real
@@ -143,9 +144,8 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
 
     def loss(x: Array, batch: Data) -> jax.Array:
         inputs, labels = batch
-        log_probabilities = jax.nn.log_softmax(forward(x, inputs)[1])
-        picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-        return regularisation(x) - jnp.mean(picked)
+        losses = optax.softmax_cross_entropy_with_integer_labels(forward(x, inputs)[1], labels)
+        return jnp.mean(losses) + regularisation(x)
 
     def propagate(x: Array, batch: Data) -> Cache:
         """One forward and backward pass that stops short of the gradients of the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -27,8 +28,14 @@ def step(
 
     Returns:
       The Delta of the draw's block.
+
+    Raises:
+      AssertionError: the shapes do not fit, or v has another dtype than x.
     """
+    chex.assert_rank([x_hat, draw.batch, lr], [1, 1, 0])
     v = estimator.estimate(x_hat, snapshot, data, draw)
+    chex.assert_equal_shape([v, x_hat if draw.block is None else draw.block])
+    chex.assert_equal(v.dtype, x_hat.dtype)
     return Delta(draw.block, -lr * v)
 
 
