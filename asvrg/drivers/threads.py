@@ -121,12 +121,13 @@ def shared_buffer(x: Array) -> np.ndarray:
       x: float [d].
 
     Returns:
-      A writable numpy array [d] whose first byte lies at a multiple of 64.
+      A writable numpy array [d] whose first byte lies at a multiple of 64, of the dtype that jax
+      gives x: float64 becomes float32 unless jax_enable_x64 is set.
 
     >>> shared_buffer(np.arange(3.0)).ctypes.data % 64
     0
     """
-    x = np.asarray(x)
+    x = np.asarray(jnp.asarray(x))
     room = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
     offset = -room.ctypes.data % _ALIGNMENT
     buffer = room[offset : offset + x.nbytes].view(x.dtype)
