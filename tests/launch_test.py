@@ -68,7 +68,7 @@ def test_settings_of_the_user_stay():
     assert environment == before
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_computation_keeps_to_one_core_although_jax_is_imported_before():
     program = """
 import os, time
@@ -79,7 +79,7 @@ a = jnp.ones((1500, 1500))
 f = jax.jit(lambda a: a @ a)
 f(a).block_until_ready()
 wall, cpu = time.perf_counter(), time.process_time()
-for _ in range(20):
+for _ in range(6):
     f(a).block_until_ready()
 print((time.process_time() - cpu) / (time.perf_counter() - wall))
 """
