@@ -66,7 +66,9 @@ def take(data: Data, indices: Array) -> Data:
     >>> take((jnp.arange(4) * 10,), jnp.array([3, 0]))
     (Array([30,  0], dtype=int32),)
     """
-    return jax.tree.map(lambda leaf: leaf.at[indices].get(mode="promise_in_bounds"), data)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).at[indices].get(mode="promise_in_bounds"), data
+    )
 
 
 def from_loss(
@@ -150,7 +152,7 @@ def on_block(vector: jax.Array, block: Array | None) -> jax.Array:
     >>> on_block(jnp.array([5, 6, 7]), jnp.array([0, 2]))
     Array([5, 7], dtype=int32)
     """
-    return vector if block is None else vector.at[block].get(mode="promise_in_bounds")
+    return vector if block is None else jnp.asarray(vector).at[block].get(mode="promise_in_bounds")
 
 
 def full_gradient(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
@@ -40,7 +40,7 @@ def step(
 
 
 def apply(x: Array, delta: Delta) -> jax.Array:
-    """X with a delta added; coordinates outside of its block keep their bits.
+    """The x with a delta added; coordinates outside of its block keep their bits.
 
     Args:
       x: float [d].
@@ -59,11 +59,13 @@ def apply(x: Array, delta: Delta) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames="estimator")
 def window(
     estimator: Estimator, x: Array, snapshot: Snapshot, data: Data, draws: Draws, lr: Array
 ) -> tuple[jax.Array, Delta]:
     """A worker's iterations between two reads of x: it sees its own updates and no others.
+
+    The result is the same to the bit however the iterations are grouped into windows, and the same
+    as that of numpy, adding the deltas one by one.
 
     Args:
       estimator: gives v_t; one compilation for each estimator and each number of iterations.
@@ -76,19 +78,42 @@ def window(
     Returns:
       The worker's x after its r iterations, [d], and their deltas, values [r, B] or [r, d].
     """
+    # The number of turns is an argument, else the compiler dissolves a loop of one turn, and
+    # makes other operations of the turn.
+    count = np.int32(len(draws.batch))
+    return _window(estimator, x, snapshot, data, draws, lr, count)
 
-    # A delta is added at the start of the next turn. Across the loop's edge it is a number in
-    # memory; within a turn the compiler fuses the product -eta v into the addition (one rounding
-    # instead of two), and x would differ in its last bit from that of a driver that adds the delta
-    # to its buffer.
-    def iterate(carry: tuple[jax.Array, Delta], draw: Draws) -> tuple[Any, jax.Array]:
-        x_hat = apply(*carry)
-        delta = step(estimator, x_hat, snapshot, data, draw, lr)
-        return (x_hat, delta), delta.values
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def _window(
+    estimator: Estimator,
+    x: Array,
+    snapshot: Snapshot,
+    data: Data,
+    draws: Draws,
+    lr: Array,
+    count: Array,
+) -> tuple[jax.Array, Delta]:
+    num_rows = len(draws.batch)
+    # For the same reason an index into one row, which is always 0, must not be known to be 0.
+    rows = draws if num_rows > 1 else jax.tree.map(lambda row: jnp.repeat(row, 2, 0), draws)
+
+    def draw_at(t: Array) -> Draws:
+        return jax.tree.map(lambda leaf: leaf[t], rows)
+
+    def iterate(
+        t: jax.Array, carry: tuple[jax.Array, Delta, jax.Array]
+    ) -> tuple[jax.Array, Delta, jax.Array]:
+        x_hat, last, values = carry
+        # A delta is added in the turn after the one that computed it, so that the compiler cannot
+        # make one multiply-add of -eta v + x, which rounds once where numpy rounds twice.
+        x_hat = apply(x_hat, last)
+        delta = step(estimator, x_hat, snapshot, data, draw_at(t), lr)
+        return x_hat, delta, values.at[t].set(delta.values)
 
     x = jnp.asarray(x)
-    width = x.shape[0] if draws.block is None else draws.block.shape[1]
-    block = None if draws.block is None else jnp.arange(width, dtype=draws.block.dtype)
-    nothing = Delta(block, jnp.full(width, -0.0, x.dtype))  # x + -0.0 is x, for x = -0.0 as well
-    carry, values = jax.lax.scan(iterate, (x, nothing), draws)
-    return apply(*carry), Delta(draws.block, values)
+    width = x.size if rows.block is None else rows.block.shape[1]
+    nothing = Delta(draw_at(0).block, jnp.full((width,), -0.0, x.dtype))
+    values = jnp.zeros((len(rows.batch), width), x.dtype)
+    x, last, values = jax.lax.fori_loop(0, count, iterate, (x, nothing, values))
+    return apply(x, last), Delta(draws.block, values[:num_rows])
