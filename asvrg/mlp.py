@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from asvrg.errors import check_choice, check_count, check_real
+from asvrg.errors import InputError, check_choice, check_count, check_real
 from asvrg.objectives import on_block
 from asvrg.types import Array, Data, Objective, PyTree
 
@@ -94,7 +94,8 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     """f_i(x) = softmax cross-entropy of a fully connected network at sample i + (C / 2) ||x||^2.
 
     The batch is a pair: inputs float [b, p], labels int [b] in [0, classes). The dtype of x is the
-    dtype of everything.
+    dtype of everything. The functions raise InputError where shapes or dtypes do not fit; that the
+    labels lie in their range is for the caller to see to.
 
     Args:
       layer_sizes: inputs p, hidden units of each layer, classes; (784, 100, 10) in the paper.
@@ -126,6 +127,21 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
             start += rows * columns
         return tuple(params)
 
+    def check_batch(x: Array, batch: Data) -> Data:
+        inputs, labels = batch
+        fits = inputs.ndim == 2 and inputs.shape[1] == sizes[0] and inputs.dtype == x.dtype
+        if not fits or x.shape != (dim,):
+            raise InputError(
+                f"inputs must be {x.dtype} [b, {sizes[0]}] for an x of shape [{dim}], got "
+                f"{inputs.dtype} {list(inputs.shape)} and an x of shape {list(x.shape)}."
+            )
+        if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise InputError(
+                f"labels must be whole numbers [{inputs.shape[0]}] from 0 to {sizes[-1] - 1}, got "
+                f"{labels.dtype} {list(labels.shape)}."
+            )
+        return inputs, labels
+
     def forward(x: Array, inputs: Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
         """The activations of the hidden layers, and the logits."""
         *hidden, last = unravel(x)
@@ -143,13 +159,13 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return jnp.asarray(weight / 2, x.dtype) * jnp.vdot(x, x)
 
     def loss(x: Array, batch: Data) -> jax.Array:
-        inputs, labels = batch
+        inputs, labels = check_batch(x, batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(forward(x, inputs)[1], labels)
         return jnp.mean(losses) + regularisation(x)
 
     def propagate(x: Array, batch: Data) -> Cache:
         """One forward and backward pass that stops short of the gradients of the weights."""
-        inputs, labels = batch
+        inputs, labels = check_batch(x, batch)
         activations, logits = forward(x, inputs)
         delta = jax.nn.softmax(logits) - jax.nn.one_hot(labels, sizes[-1], dtype=x.dtype)
         deltas = [delta]
@@ -200,7 +216,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return jax.vmap(lambda row, label: grad(x, (row[None], label[None]), None))(*batch)
 
     def error(x: Array, batch: Data) -> jax.Array:
-        inputs, labels = batch
+        inputs, labels = check_batch(x, batch)
         wrong = jnp.argmax(forward(x, inputs)[1], axis=1).astype(labels.dtype) != labels
         return jnp.mean(wrong.astype(x.dtype))
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import check_count
-from asvrg.types import Draws
+from asvrg.errors import InputError, check_count
+from asvrg.types import Array, Draws
 
 # Iterations drawn at once: enough to spread numpy's overhead, few enough to bound the memory.
 # A stream is a sequence of such chunks, each with a seed of its own.
@@ -71,6 +71,50 @@ def sampler(
     return Sampler(num_samples, dim, batch_size, None if block_size == dim else block_size, seed)
 
 
+def check_fits(spec: Sampler, num_samples: int) -> int:
+    """Returns n if the sampler draws from n samples: others would be read out of bounds.
+
+    Args:
+      spec: of the draws.
+      num_samples: n, of the data.
+
+    Returns:
+      n.
+
+    Raises:
+      InputError: the sampler was made for another number of samples.
+
+    >>> check_fits(sampler(9, 5, batch_size=2), 9)
+    9
+    """
+    if spec.num_samples != num_samples:
+        raise InputError(
+            f"sampler must draw from the {num_samples} samples of the data, got one for "
+            f"{spec.num_samples}."
+        )
+    return num_samples
+
+
+def check_dim(spec: Sampler, x: Array) -> None:
+    """Raises InputError unless x is a vector [d] of floating-point numbers, with the sampler's d.
+
+    Args:
+      spec: of the draws.
+      x: float [d].
+
+    Raises:
+      InputError: it has another shape, or is no array of floating-point numbers.
+
+    >>> check_dim(sampler(9, 5, batch_size=2), np.zeros(5))
+    """
+    shape, dtype = np.shape(x), getattr(x, "dtype", None)
+    if shape != (spec.dim,) or dtype is None or not np.issubdtype(dtype, np.floating):
+        raise InputError(
+            f"x must be an array [{spec.dim}] of floating-point numbers, as the sampler has it, "
+            f"got shape {shape} and dtype {dtype}."
+        )
+
+
 class Stream:
     """The draws of one worker in one epoch, in order.
 
@@ -96,7 +140,11 @@ class Stream:
 
         Returns:
           Draws: batch int32 [r, b]; block int32 [r, B] in rising order, or None.
+
+        Raises:
+          InputError: `count` is no whole number of at least 1.
         """
+        check_count("count", count)
         pieces, held = [], 0
         while held < count:
             piece = self._rest if self._rest is not None else next(self._chunks)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -22,10 +22,12 @@ from absl import flags
 
 from asvrg import estimators, sampling
 from asvrg.drivers import simulate, threads
+from asvrg.errors import check_count
 from asvrg.types import Array, Data, Driver, Snapshot
 from experiments import launch, problem, recording
 from experiments.problem import Problem
 
+RESULT = "inner_iteration.csv"
 LR = 0.1  # small enough for every data set; the time does not depend on it
 
 
@@ -43,6 +45,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Times the contestants, prints their table and writes it as inner_iteration.csv."""
+    check_count("--repeats", values.repeats)
+    check_count("--inner_steps", values.inner_steps)
+    num_threads = _counts(values, "num_threads")
+    read_periods = _counts(values, "read_periods")
+    folder = recording.claim_folder(
+        values.out_dir, f"inner_iteration-{values.dataset}", holds=RESULT
+    )
     problem_ = problem.from_flags(values)
     n, dim = len(problem_.train[1]), problem_.objective.dim
     sampler = sampling.sampler(
@@ -54,14 +63,14 @@ def main(values: flags.FlagValues) -> int:
             estimator, problem_.train, sampler, inner_steps=values.inner_steps
         )
     }
-    for num_threads in map(int, values.num_threads):
-        for read_period in map(int, values.read_periods):
-            drivers[f"threads, K = {num_threads}, read_period = {read_period}"] = threads.driver(
+    for workers in num_threads:
+        for read_period in read_periods:
+            drivers[f"threads, K = {workers}, read_period = {read_period}"] = threads.driver(
                 estimator,
                 problem_.train,
                 sampler,
                 inner_steps=values.inner_steps,
-                num_threads=num_threads,
+                num_threads=workers,
                 read_period=read_period,
             )
     snapshot = drivers["simulator"].prepare(problem_.x0)
@@ -80,18 +89,27 @@ def main(values: flags.FlagValues) -> int:
         {name: _seconds(run) / values.inner_steps * 1e6 for name, run in contestants.items()}
         for _ in range(values.repeats)
     ]
-    folder = recording.claim_folder(values.out_dir, f"inner_iteration-{values.dataset}")
-    with open(folder / "inner_iteration.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["contestant", "median_us", "min_us", "max_us", "speedup_over_plain"])
-        for name in contestants:
-            times = [each[name] for each in rounds]
-            ratio = statistics.median(each[plain] / each[name] for each in rounds)
-            line = [statistics.median(times), min(times), max(times), ratio]
-            writer.writerow([name, *(f"{value:.4g}" for value in line)])
-            print(f"{name:<46} {line[0]:7.1f} us ({line[1]:.1f} to {line[2]:.1f}), x {line[3]:.2f}")
-    print(folder / "inner_iteration.csv")
+    table = [["contestant", "median_us", "min_us", "max_us", "speedup_over_plain"]]
+    for name in contestants:
+        times = [each[name] for each in rounds]
+        ratio = statistics.median(each[plain] / each[name] for each in rounds)
+        median, least, most = statistics.median(times), min(times), max(times)
+        table.append([name, *(f"{value:.4g}" for value in (median, least, most, ratio))])
+        print(f"{name:<46} {median:7.1f} us ({least:.1f} to {most:.1f}), x {ratio:.2f}")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    recording.write_whole(folder / RESULT, lambda file: file.write(text.getvalue().encode()))
+    recording.write_config(folder, recording.describe(values, {}))
+    print(folder / RESULT)
     return 0
+
+
+def _counts(values: flags.FlagValues, name: str) -> list[int]:
+    sentence = f"every entry of --{name}"
+    return [
+        check_count(sentence, int(entry) if entry.isdecimal() else entry)
+        for entry in values[name].value or ()
+    ]
 
 
 def _seconds(run: Callable[[], None]) -> float:
@@ -109,6 +127,7 @@ def _plain(
 ) -> None:
     """What one writes first: both gradients by autodiff, one call of jit for each iteration."""
     draws = sampling.Stream(sampler, 0, 0).take(inner_steps)
+    assert draws.block is not None
     x = problem_.x0
     for batch, block in zip(draws.batch, draws.block, strict=True):
         x = _plain_step(
@@ -141,4 +160,4 @@ def _plain_step(
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run(main, define_flags))
+    launch.start(main, define_flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, MutableMapping
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -53,10 +54,34 @@ def run(
         return main(values)
     except (flags.Error, InputError) as error:
         return _report(error, BAD_INPUT)
+    except UnicodeDecodeError:
+        return _report("--flagfile must name a text file with a flag on each line.", BAD_INPUT)
     except (DivergedError, WorkerError, OSError) as error:
         return _report(error, FAILED)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _report("the network or the data set is too large for this machine.", FAILED)
     except KeyboardInterrupt:
         return _report("interrupted.", INTERRUPTED)
+
+
+def start(
+    main: Callable[[flags.FlagValues], int], define_flags: Callable[[flags.FlagValues], None]
+) -> NoReturn:
+    """Runs a binary and ends the process with its exit code.
+
+    Args:
+      main: flag values -> exit code.
+      define_flags: adds the binary's flags to the values.
+    """
+    code = run(main, define_flags)
+    if code == INTERRUPTED:
+        # An orderly exit after an interrupted compilation crashes in XLA (jaxlib 0.10.2).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def configure_jax(environment: MutableMapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -79,12 +80,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("tensorboard", False, "Write TensorBoard events too.", flag_values=values)
 
 
-def claim_folder(out_dir: str | None, name: str) -> Path:
+def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Path:
     """Makes the folder for a run's results.
 
     Args:
       out_dir: as the user gave it; None for a new folder below runs/.
       name: of the run, the beginning of a new folder's name.
+      holds: the file by which another run's results are known.
 
     Returns:
       The folder, which exists, can be written to, and holds no other run.
@@ -97,12 +99,14 @@ def claim_folder(out_dir: str | None, name: str) -> Path:
         folder = Path("runs") / f"{name}-{time}"
     else:
         folder = Path(out_dir)
-    if (folder / METRICS).exists():
-        raise InputError(
-            f"--out_dir must be a folder without another run's results, got {folder}, which holds "
-            f"a {METRICS}."
-        )
+    if out_dir is not None and not out_dir.strip():
+        raise InputError("--out_dir must name a folder, got an empty name.")
     try:
+        if (folder / holds).exists():
+            raise InputError(
+                "--out_dir must be a folder without another run's results, got "
+                f"{folder}, which holds a {holds}."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -131,8 +135,7 @@ class Recorder:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(folder / "tensorboard"))
-        text = json.dumps(config, indent=2) + "\n"
-        write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
+        write_config(folder, config)
         self._metrics = open(folder / METRICS, "x", newline="", encoding="utf-8")  # noqa: SIM115
         self._write_line(Row._fields)
 
@@ -178,6 +181,12 @@ class Recorder:
         )
 
 
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes config.json, from `describe`, to a run's folder."""
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file under another name first, so that it is there as a whole or not at all.
 
@@ -208,7 +217,7 @@ def describe(values: flags.FlagValues, resolved: dict[str, Any]) -> dict[str, An
     """
     packages = ("asvrg", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
     return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": " ".join(["python -m", _module(), *map(shlex.quote, sys.argv[1:])]),
         "flags": {name: values[name].value for name in sorted(values) if name not in ("help", "h")},
         "resolved": resolved,
         "versions": {"python": platform.python_version()}
@@ -224,6 +233,12 @@ def describe(values: flags.FlagValues, resolved: dict[str, Any]) -> dict[str, An
         "commit": _commit(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _module() -> str:
+    """The binary as python -m takes it; sys.argv[0] is its path then."""
+    path = Path(sys.argv[0])
+    return f"{path.parent.name}.{path.stem}"
 
 
 def _version(package: str) -> str | None:

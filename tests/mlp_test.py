@@ -142,3 +142,21 @@ def test_a_snapshot_in_float32_agrees_with_float64() -> None:
 def test_bad_arguments_are_refused(make, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "sentence"),
+    [
+        (np.zeros((2, 5)), np.zeros(2, int), r"inputs must be float64 \[b, 4\]"),
+        (np.zeros((2, 4), np.float32), np.zeros(2, int), "got float32"),
+        (np.zeros(4), np.zeros(2, int), r"inputs must be float64 \[b, 4\]"),
+        (np.zeros((2, 4)), np.zeros((2, 1), int), r"labels must be whole numbers \[2\]"),
+        (np.zeros((2, 4)), np.zeros(2), "labels must be whole numbers"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(inputs, labels, sentence: str) -> None:
+    objective = mlp.mlp((4, 3))
+    x = np.zeros(objective.dim)
+    for function in (objective.loss, objective.grad_and_cache, objective.error):
+        with pytest.raises(InputError, match=sentence):
+            function(x, (inputs, labels))

@@ -169,3 +169,28 @@ def test_traces_that_do_not_fit_are_refused(trace: Trace, groups, sentence: str)
 def test_bad_lengths_are_refused(inner_steps) -> None:
     with pytest.raises(InputError, match="inner_steps must be a whole number of at least 1"):
         simulate.driver(SVRG, PROBLEM.data, sampler(None), inner_steps=inner_steps)
+
+
+def test_one_compilation_serves_all_delays_up_to_max_delay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"inner_steps": M, "trace": lambda epoch: delays.constant(M, 2 * epoch)}
+    spec = sampler(2)
+    driver = simulate.driver(SVRG, PROBLEM.data, spec, max_delay=6, **options)
+    driver.warm_up(START)
+    with jax.log_compiles():
+        found = [driver.inner_loop(START, SNAPSHOT, epoch, LR)[0] for epoch in range(4)]
+    assert not [record.message for record in caplog.records if "Compiling" in record.message]
+    plain = simulate.driver(SVRG, PROBLEM.data, spec, **options)
+    for epoch, x in enumerate(found):
+        np.testing.assert_allclose(x, plain.inner_loop(START, SNAPSHOT, epoch, LR)[0], **CLOSE)
+    with pytest.raises(InputError, match="no delay above max_delay = 6, got 8"):
+        driver.inner_loop(START, SNAPSHOT, 4, LR)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_memory_bound_on_segments_changes_nothing(monkeypatch, block_size) -> None:
+    driver = simulate.driver(SVRG, PROBLEM.data, sampler(block_size), inner_steps=M)
+    whole, _ = driver.inner_loop(START, SNAPSHOT, 0, LR)
+    monkeypatch.setattr(simulate, "SEGMENT_ENTRIES", 5 * DIM)
+    np.testing.assert_array_equal(driver.inner_loop(START, SNAPSHOT, 0, LR)[0], whole)

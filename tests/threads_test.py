@@ -380,3 +380,30 @@ def test_bad_arguments_are_refused(changed: dict, sentence: str) -> None:
     spec = sampling.sampler(4, 3, batch_size=1)
     with pytest.raises(InputError, match=sentence):
         threads.driver(COUNTING, np.zeros(4), spec, **arguments)
+
+
+def test_threads_that_cannot_start_are_refused_and_the_others_stop(monkeypatch) -> None:
+    start, calls = threading.Thread.start, itertools.count()
+
+    def start_two(thread: threading.Thread) -> None:
+        if next(calls) >= 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    spec = sampling.sampler(4, 3, batch_size=1)
+    driver = threads.driver(COUNTING, np.zeros(4), spec, inner_steps=ENDLESS, num_threads=5)
+    driver.warm_up(np.zeros(3))
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(InputError, match="num_threads must be a number of threads that the system"):
+        driver.inner_loop(np.zeros(3), Snapshot(), 0, 1.0)
+
+
+@pytest.mark.parametrize("module", [threads, simulate])
+def test_sampler_of_other_samples_or_coordinates_is_refused(module) -> None:
+    options = {"inner_steps": 4} | ({"num_threads": 1} if module is threads else {})
+    with pytest.raises(InputError, match="sampler must draw from the 4 samples of the data, got"):
+        module.driver(COUNTING, np.zeros(4), sampling.sampler(5, 3, batch_size=1), **options)
+    driver = module.driver(COUNTING, np.zeros(4), sampling.sampler(4, 3, batch_size=1), **options)
+    for x in (np.zeros(4), np.zeros((3, 1)), np.zeros(3, int), [0.0, 0.0, 0.0]):
+        with pytest.raises(InputError, match=r"x must be an array \[3\] of floating-point numbers"):
+            driver.inner_loop(x, Snapshot(), 0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from asvrg.types import Trace
 from experiments import train_shared
 from tests.binaries import SMALL, read_metrics, run, without_clock
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 COLUMNS = (
     "epoch,seconds,updates,grad_evals,train_loss,train_error,test_loss,test_error,grad_norm_sq,"
@@ -47,6 +49,7 @@ def test_trains_digits_and_leaves_its_results(tmp_path, capsys):
     assert config["flags"]["inner_steps"] == 1000
     assert config["resolved"]["num_threads"] == 2
     assert config["resolved"]["dim"] == 65 * 100 + 101 * 10
+    assert config["resolved"]["block_size"] == 1000
     assert config["machine"]["cores"] == len(os.sched_getaffinity(0))
 
     summary = capsys.readouterr().out
@@ -135,6 +138,10 @@ BAD_FLAGS = [
     (["--driver=simulate", "--read=view"], "--read belongs to --driver=threads"),
     (["--driver=simulate", "--delay=3"], "--delay belongs to --delays=constant or uniform"),
     (["--num_epoch=3"], "num_epoch"),
+    (["--out_dir="], "--out_dir must name a folder"),
+    (["--out_dir=" + 300 * "x"], "--out_dir must be a folder that can be made"),
+    (["--driver=simulate", "--delays=uniform", "--read_groups=761"], "--read_groups must be"),
+    (["--flagfile=" + sys.executable], "--flagfile must name a text file"),
     (["mnist"], "flags must have the form --name=value, got 'mnist'."),
 ]
 
@@ -168,33 +175,30 @@ def test_divergence_stops_the_run_and_keeps_what_is_written(tmp_path, capsys):
     assert (tmp_path / "curves.png").exists()
 
 
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The binary in a process of its own, which does not outlive the test."""
+    command = [sys.executable, "-m", "experiments.train_shared", *SMALL, *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_lines(process: subprocess.Popen[str], metrics: Path, count: int) -> None:
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def test_interrupt_ends_the_process_and_keeps_what_is_written(tmp_path):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "experiments.train_shared",
-            *SMALL,
-            "--num_epochs=100000",
-            f"--out_dir={tmp_path}",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        metrics = tmp_path / "metrics.csv"
-        deadline = time.monotonic() + 60
-        while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with running("--num_epochs=100000", f"--out_dir={tmp_path}") as process:
+        wait_for_lines(process, tmp_path / "metrics.csv", 4)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
+        out, err = process.communicate()
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
@@ -202,6 +206,19 @@ def test_interrupt_ends_the_process_and_keeps_what_is_written(tmp_path):
     assert f"epochs             {rows[-1]['epoch']} of 100000" in out
     assert all(None not in row.values() for row in rows)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interrupt_while_xla_compiles_is_no_crash(tmp_path):
+    # As soon as the folder is there, x^0 is evaluated and everything else is compiled.
+    for delay in (0.0, 0.3, 0.6):
+        folder = tmp_path / str(delay)
+        with running("--num_epochs=100000", f"--out_dir={folder}") as process:
+            wait_for_lines(process, folder / "metrics.csv", 1)
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert process.returncode == 130, err
+        assert "interrupted" in err
 
 
 def test_help_lists_the_flags(capsys):

@@ -139,3 +139,16 @@ def test_constant_step_svrg_beats_sgd_with_its_best_decayed_step() -> None:
     steps = itertools.product((1.0, 0.3, 0.1), (0.0, 0.5, 1.0))
     of_sgd = [reached(sgd, schedules.polynomial(*step)) for step in steps]
     assert reached(svrg, schedules.constant(0.1)) < 0.01 * min(of_sgd)
+
+
+@pytest.mark.parametrize("lr", [1e-50, 1e300])
+def test_a_step_that_float32_cannot_hold_is_refused(lr: float) -> None:
+    driver = Driver(lambda x: Snapshot(), lambda x, *_: (x, None), lambda x: None, 1, 1)
+    run = training.run(
+        driver,
+        training.start(np.zeros(2, np.float32)),
+        schedule=schedules.constant(lr),
+        num_epochs=1,
+    )
+    with pytest.raises(InputError, match="lr must be a finite number above 0 in float32, got"):
+        next(run)

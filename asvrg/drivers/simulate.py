@@ -15,9 +15,10 @@ from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
 
-# Iterations in one scan. An epoch with more of them takes several, so that the draws in memory
-# stay bounded; the iterates are the same.
+# Iterations in one call, at most, and entries of their largest array. An epoch with more of them
+# takes several calls, so that memory stays bounded; the iterates are the same.
 SEGMENT = 4_096
+SEGMENT_ENTRIES = 1 << 25
 
 
 def driver(
@@ -28,6 +29,7 @@ def driver(
     inner_steps: int,
     trace: Callable[[int], Trace] | None = None,
     groups: Array | None = None,
+    max_delay: int | None = None,
 ) -> Driver:
     """Runs the updates of an epoch one by one, each at the stale x that a Trace prescribes.
 
@@ -40,34 +42,55 @@ def driver(
         replays the run that it came from.
       groups: int [d], the group of each coordinate, for traces with inconsistent reads; None for
         consistent ones.
+      max_delay: Delta, the largest delay of all traces, so that one compilation, in `warm_up`,
+        serves them all; None takes it from each trace, and may compile again in an epoch whose
+        delays are longer than those of the first.
 
     Returns:
       A Driver.
 
     Raises:
-      InputError: `inner_steps` is no whole number of at least 1, or a trace does not fit.
+      InputError: `inner_steps` or `max_delay` is out of its range, or the sampler is of other
+        samples; in the driver's functions, a trace or an x that does not fit.
     """
     check_count("inner_steps", inner_steps)
+    if max_delay is not None:
+        check_count("max_delay", max_delay, least=0)
+    n = sampling.check_fits(sampler, objectives.num_samples(data))
     device_data = jax.tree.map(jnp.asarray, data)
-    n = objectives.num_samples(data)
 
     def prepare(x: Array) -> Snapshot:
         return estimator.prepare(x, device_data, map)
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+    def trace_of(epoch: int) -> Trace:
         record = delays.none(inner_steps) if trace is None else trace(epoch)
         if len(record.worker) != inner_steps:
             raise InputError(
                 f"trace must hold inner_steps = {inner_steps} updates an epoch, got "
                 f"{len(record.worker)} in epoch {epoch}."
             )
-        x = replay(
-            estimator, x, snapshot, device_data, sampler, record, groups=groups, epoch=epoch, lr=lr
+        return record
+
+    def run(x: Array, snapshot: Snapshot, record: Trace, epoch: int, lr: float) -> jax.Array:
+        return replay(
+            estimator,
+            x,
+            snapshot,
+            device_data,
+            sampler,
+            record,
+            groups=groups,
+            epoch=epoch,
+            lr=lr,
+            max_delay=max_delay,
         )
-        return x, record
+
+    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+        record = trace_of(epoch)
+        return run(x, snapshot, record, epoch, lr), record
 
     def warm_up(x: Array) -> None:
-        jax.block_until_ready(inner_loop(x, prepare(x), 0, 0.0)[0])
+        jax.block_until_ready(run(x, prepare(x), trace_of(0), 0, 0.0))
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
@@ -84,6 +107,7 @@ def replay(
     epoch: int,
     lr: float,
     groups: Array | None = None,
+    max_delay: int | None = None,
 ) -> jax.Array:
     """The x that the updates of a trace make of x, with the draws of its workers' streams.
 
@@ -97,14 +121,17 @@ def replay(
       epoch: s, which selects the draws.
       lr: eta.
       groups: int [d], for a trace with inconsistent reads.
+      max_delay: Delta, at least the trace's largest delay; None takes that.
 
     Returns:
       x after the updates, float [d].
 
     Raises:
-      InputError: the trace is malformed, or its groups of coordinates do not fit `groups`.
+      InputError: the trace is malformed, has a delay above `max_delay`, or its groups of
+        coordinates do not fit `groups`; or x is not the sampler's [d].
     """
     delays.check(trace)
+    sampling.check_dim(sampler, x)
     num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
     x = jnp.asarray(x)
     if num_groups > 1:
@@ -113,10 +140,18 @@ def replay(
     streams = {int(k): sampling.Stream(sampler, epoch, int(k)) for k in np.unique(trace.worker)}
     # A power of two, so that traces of about the same delay share a compilation.
     longest = int(delays.staleness(trace).max(initial=0))
+    if max_delay is not None:
+        if longest > max_delay:
+            raise InputError(
+                f"trace must have no delay above max_delay = {max_delay}, got {longest}."
+            )
+        longest = max_delay
     depth = 1 << (longest - 1).bit_length() if longest else 0
     ring = empty_ring(sampler, depth, x.dtype)
-    for start in range(0, len(trace.worker), SEGMENT):
-        stop = min(start + SEGMENT, len(trace.worker))
+    width = sampler.block_size or sampler.dim
+    segment = max(1, min(SEGMENT, SEGMENT_ENTRIES // max(width, depth * num_groups)))
+    for start in range(0, len(trace.worker), segment):
+        stop = min(start + segment, len(trace.worker))
         draws = sampling.in_order(streams, trace.worker[start:stop])
         if depth == 0:
             x, _ = steps.window(estimator, x, snapshot, data, draws, rate)

@@ -9,13 +9,13 @@ see: that is the asynchrony, and the Trace records it.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import objectives, steps
+from asvrg import objectives, sampling, steps
 from asvrg.errors import InputError, check_choice, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
@@ -76,8 +76,10 @@ def driver(
       A Driver whose x is a numpy array.
 
     Raises:
-      InputError: a number out of its range, an unknown mode, or consistent reads of what is written
-        without a lock.
+      InputError: a number out of its range, an unknown mode, consistent reads of what is written
+        without a lock, or a sampler of other samples; in the driver's functions, an x that is not
+        the sampler's [d], or more threads than the system can start.
+      WorkerError: in the inner loop, a thread raised.
     """
     check_count("inner_steps", inner_steps)
     check_count("num_threads", num_threads)
@@ -89,14 +91,15 @@ def driver(
             "read must be inconsistent or view where write is lock_free, got consistent: without "
             "a lock nothing keeps a writer away while x is copied."
         )
+    n = sampling.check_fits(sampler, objectives.num_samples(data))
     device_data = jax.tree.map(jnp.asarray, data)
-    n = objectives.num_samples(data)
 
     def prepare(x: Array) -> Snapshot:
         with ThreadPoolExecutor(num_threads, "asvrg-snapshot") as pool:
             return estimator.prepare(jnp.asarray(x), device_data, pool.map)
 
     def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+        sampling.check_dim(sampler, x)
         buffer = shared_buffer(x)
         streams = [Stream(sampler, epoch, worker) for worker in range(num_threads)]
         loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr)
@@ -211,9 +214,16 @@ class _InnerLoop:
         self._read_version = np.zeros(inner_steps, np.int32)
         workers = range(len(self._streams))
         with ThreadPoolExecutor(len(workers), "asvrg-worker") as pool:
-            runs = [pool.submit(self._work, k, read, write, read_period) for k in workers]
+            runs: list[Future[None]] = []
             try:
+                for k in workers:
+                    runs.append(pool.submit(self._work, k, read, write, read_period))
                 wait(runs, return_when=FIRST_EXCEPTION)
+            except RuntimeError as error:
+                raise InputError(
+                    f"num_threads must be a number of threads that the system can start, got "
+                    f"{len(workers)} ({error})."
+                ) from error
             finally:
                 # Also on Ctrl-C: nobody writes to the buffer once this function has returned.
                 self._stop.set()
