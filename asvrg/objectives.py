@@ -61,7 +61,14 @@ def num_samples(data: Data) -> int:
 
 
 def take(data: Data, indices: Array) -> Data:
-    """The rows `indices` [b] of every array of a pytree [n, ...]; the indices must lie in [0, n).
+    """The rows `indices` of every array of a pytree.
+
+    Args:
+      data: a pytree of arrays [n, ...].
+      indices: int [b], in [0, n); others read what they should not, unnoticed.
+
+    Returns:
+      The pytree with arrays [b, ...].
 
     >>> take((jnp.arange(4) * 10,), jnp.array([3, 0]))
     (Array([30,  0], dtype=int32),)
@@ -147,7 +154,14 @@ def from_loss(
 
 
 def on_block(vector: jax.Array, block: Array | None) -> jax.Array:
-    """The entries `block` [B] of a vector [d]; all of them for None.
+    """The entries `block` of a vector.
+
+    Args:
+      vector: [d].
+      block: int [B], in [0, d); others read what they should not, unnoticed. None for all.
+
+    Returns:
+      [B], or the vector.
 
     >>> on_block(jnp.array([5, 6, 7]), jnp.array([0, 2]))
     Array([5, 7], dtype=int32)

@@ -127,7 +127,8 @@ class Recorder:
         """Writes config.json and the header of metrics.csv."""
         self.folder = folder
         self.rows: list[Row] = []
-        self.traces: list[Trace] = []
+        self.delay_counts = np.zeros(0, np.int64)  # updates with delay 0, 1, ...
+        self._traces: list[Trace] = []
         self._config = config
         self._save_trace = save_trace
         self._events = None
@@ -151,16 +152,20 @@ class Recorder:
         self._metrics.close()
         if self._events is not None:
             self._events.close()
-        if self._save_trace and self.traces:
+        if self._traces:
             write_whole(self.folder / TRACE, self._write_traces)
 
     def add(self, row: Row, trace: Trace | None) -> None:
-        """Writes a line of metrics.csv, and keeps the epoch's trace."""
+        """Writes a line of metrics.csv; counts the trace's delays, and keeps it if asked to."""
         # Nine digits give a float32 back exactly.
         self._write_line(f"{value:.9g}" if isinstance(value, float) else value for value in row)
         self.rows.append(row)
         if trace is not None:
-            self.traces.append(trace)
+            counts = np.bincount(delays.staleness(trace), minlength=len(self.delay_counts))
+            counts[: len(self.delay_counts)] += self.delay_counts
+            self.delay_counts = counts
+            if self._save_trace:
+                self._traces.append(trace)
         if self._events is not None:
             for name, value in zip(Row._fields[1:], row[1:], strict=True):
                 self._events.add_scalar(name, value, row.epoch)
@@ -174,9 +179,9 @@ class Recorder:
     def _write_traces(self, file: IO[bytes]) -> None:
         np.savez_compressed(
             file,
-            worker=np.stack([trace.worker for trace in self.traces]),
-            read_version=np.stack([trace.read_version for trace in self.traces]),
-            sees_own=np.array([trace.sees_own for trace in self.traces]),
+            worker=np.stack([trace.worker for trace in self._traces]),
+            read_version=np.stack([trace.read_version for trace in self._traces]),
+            sees_own=np.array([trace.sees_own for trace in self._traces]),
             config=np.array(json.dumps(self._config)),
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from asvrg import delays, training
+from asvrg import training
 from asvrg.types import Driver, EpochResult
 from experiments import figures, problem, recording
 from experiments.methods import Phase
@@ -87,15 +87,16 @@ def summary(recorder: Recorder, num_epochs: int) -> str:
         ("||grad f||^2", f"{last.grad_norm_sq:.3e}"),
         ("updates", f"{last.updates}"),
     ]
-    if recorder.traces:
-        tau = np.concatenate([delays.staleness(trace) for trace in recorder.traces])
+    counts = recorder.delay_counts
+    if counts.size:
+        mean = counts @ np.arange(counts.size) / counts.sum()
+        median, most = np.searchsorted(counts.cumsum(), [0.5 * counts.sum(), 0.95 * counts.sum()])
         entries += [
             ("optimisation time", f"{last.seconds:.2f} s"),
             ("updates/s", f"{last.updates / last.seconds:,.0f}"),
             (
                 "delays (updates)",
-                f"mean {tau.mean():.1f}, median {np.median(tau):.0f}, "
-                f"95 % {np.percentile(tau, 95):.0f}, max {tau.max()}",
+                f"mean {mean:.1f}, median {median}, 95 % {most}, max {counts.size - 1}",
             ),
         ]
     entries += [

@@ -208,14 +208,17 @@ def test_traces_are_such_as_the_run_must_leave(read: str, write: str, num_thread
         assert x.max() <= m
 
 
-@pytest.mark.parametrize("num_threads", [2, 4])
+@pytest.mark.parametrize(("num_threads", "block_size"), [(2, None), (4, None), (4, 3)])
 @pytest.mark.parametrize(("read", "write"), MODES)
-def test_svrg_converges_in_every_mode(read: str, write: str, num_threads: int) -> None:
+def test_svrg_converges_in_every_mode(
+    read: str, write: str, num_threads: int, block_size: int | None
+) -> None:
     """To ||grad f|| <= 1e-8, strongly convex, with a constant step."""
     problem = problems.get("logistic")
     options = {"num_threads": num_threads, "read": read, "write": write, "read_period": 4}
-    driver = svrg_driver(threads, problem, None, inner_steps=200, **options)
-    last = epochs(driver, problem.x0, 0.05, 25)[-1]
+    driver = svrg_driver(threads, problem, block_size, inner_steps=200, **options)
+    num_epochs = 25 if block_size is None else 60  # an iteration moves a part of x only
+    last = epochs(driver, problem.x0, 0.05, num_epochs)[-1]
     found = objectives.evaluate(problem.objective, last.x, problem.data, with_grad=True)
     assert found.grad_norm_sq <= 1e-16
 

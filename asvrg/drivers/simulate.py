@@ -179,7 +179,16 @@ def _check_groups(groups: Array | None, dim: int, num_groups: int) -> None:
 
 
 def empty_ring(sampler: Sampler, depth: int, dtype: np.dtype) -> Delta:
-    """Room for the last `depth` deltas: values [depth, B] or [depth, d], at first zeros."""
+    """Room for the last deltas, at first zeros, for `delayed_steps`.
+
+    Args:
+      sampler: gives B, or d.
+      depth: the number of deltas, Delta.
+      dtype: of x.
+
+    Returns:
+      Delta: block int32 [depth, B] or None, values [depth, B] or [depth, d].
+    """
     if sampler.block_size is None:
         return Delta(None, jnp.zeros((depth, sampler.dim), dtype))
     shape = (depth, sampler.block_size)

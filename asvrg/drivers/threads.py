@@ -171,6 +171,10 @@ def add(buffer: np.ndarray, delta: Delta) -> None:
     Only the coordinates of the blocks are touched: a masked addition over all of x would undo what
     other threads write in the meantime, even to other coordinates.
 
+    Args:
+      buffer: float [d], changed.
+      delta: of r iterations: block int [r, B] and values [r, B], or None and values [r, d].
+
     >>> buffer = np.zeros(3)
     >>> add(buffer, Delta(np.array([[0, 2], [1, 2]]), np.array([[1.0, 2.0], [3.0, 4.0]])))
     >>> buffer
