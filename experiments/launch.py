@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, MutableMapping
+from types import FrameType
 from typing import NoReturn
 
 import jax
@@ -41,6 +43,7 @@ def run(
     )
     define_flags(values)
     values.mark_as_parsed()
+    before = signal.signal(signal.SIGINT, _Interrupt())
     try:
         rest = values(argv, known_only=False)[1:]
         if values.help:
@@ -64,6 +67,29 @@ def run(
         return _report("the network or the data set is too large for this machine.", FAILED)
     except KeyboardInterrupt:
         return _report("interrupted.", INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Interrupt:
+    """What happens on SIGINT: KeyboardInterrupt, and a note that it was raised."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        raise KeyboardInterrupt
+
+
+def raise_if_interrupted() -> None:
+    """Raises KeyboardInterrupt if SIGINT came but its exception did not get through.
+
+    Python prints and ignores what is raised in a callback of its garbage collector; jax has some.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, _Interrupt) and handler.received:
+        raise KeyboardInterrupt
 
 
 def start(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from asvrg import training
 from asvrg.types import Driver, EpochResult
-from experiments import figures, problem, recording
+from experiments import figures, launch, problem, recording
 from experiments.methods import Phase
 from experiments.problem import Problem
 from experiments.recording import Recorder
@@ -55,6 +55,7 @@ def train(
                     driver, reached, schedule=schedule, num_epochs=phase.num_epochs
                 )
                 for reached in results:
+                    launch.raise_if_interrupted()
                     row = _record(recorder, problem_, reached)
                     if not math.isfinite(row.train_loss):
                         lr = schedule(reached.epoch - 1)

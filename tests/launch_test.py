@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,17 @@ print((time.process_time() - cpu) / (time.perf_counter() - wall))
         env=environment,
     )
     assert float(done.stdout) < 1.3  # 1.9 on two cores without the setting
+
+
+def test_an_interrupt_that_a_callback_swallows_is_raised_again():
+    """As in a callback of the garbage collector, where Python ignores what is raised."""
+
+    def main(values):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        launch.raise_if_interrupted()
+
+    before = signal.getsignal(signal.SIGINT)
+    launch.raise_if_interrupted()
+    assert launch.run(main, no_flags, ["binary"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
