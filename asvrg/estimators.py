@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from asvrg import objectives
 from asvrg.objectives import MapFn, on_block, take
-from asvrg.types import Array, Data, Draws, Objective, Snapshot
+from asvrg.types import Array, Data, Draws, Objective, PyTree, Snapshot
 
 
 class Estimator(NamedTuple):
@@ -20,11 +21,14 @@ class Estimator(NamedTuple):
       estimate: (x_hat [d], snapshot, data, draw of one iteration) -> v, [d], or [B] on the draw's
         block. Pure, and meant to be jitted.
       grad_evals: (n, b, m) -> component gradients that an epoch computes, as the theory counts.
+      grad_and_cache: (x_tilde [d], samples) -> their mean gradient [d] and their cache, for drivers
+        whose workers prepare a part of the samples each; None if the snapshot is empty.
     """
 
     prepare: Callable[[Array, Data, MapFn], Snapshot]
     estimate: Callable[[Array, Snapshot, Data, Draws], jax.Array]
     grad_evals: Callable[[int, int, int], int]
+    grad_and_cache: Callable[[Array, Data], tuple[jax.Array, PyTree]] | None = None
 
 
 def sgd(objective: Objective) -> Estimator:
@@ -47,7 +51,7 @@ def sgd(objective: Objective) -> Estimator:
 
     def estimate(x_hat: Array, snapshot: Snapshot, data: Data, draw: Draws) -> jax.Array:
         del snapshot
-        return objective.grad(x_hat, take(data, draw.batch), draw.block)
+        return _weighted(draw, objective.grad(x_hat, take(data, draw.batch), draw.block))
 
     return Estimator(prepare, estimate, lambda n, b, m: b * m)
 
@@ -82,6 +86,12 @@ def svrg(objective: Objective, *, chunk_size: int = objectives.CHUNK_SIZE) -> Es
     def estimate(x_hat: Array, snapshot: Snapshot, data: Data, draw: Draws) -> jax.Array:
         batch, cache = take((data, snapshot.cache), draw.batch)
         difference = objective.grad_difference(x_hat, snapshot.params, cache, batch, draw.block)
-        return difference + on_block(snapshot.full_grad, draw.block)
+        return _weighted(draw, difference) + on_block(snapshot.full_grad, draw.block)
 
-    return Estimator(prepare, estimate, lambda n, b, m: n + 2 * b * m)
+    return Estimator(prepare, estimate, lambda n, b, m: n + 2 * b * m, objective.grad_and_cache)
+
+
+def _weighted(draw: Draws, gradient: jax.Array) -> jax.Array:
+    if draw.weight is None:
+        return gradient
+    return jnp.asarray(draw.weight).astype(gradient.dtype) * gradient

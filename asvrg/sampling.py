@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asvrg.errors import InputError, check_count
-from asvrg.types import Array, Draws
+from asvrg.types import Array, Draws, Shard
 
 # Iterations drawn at once: enough to spread numpy's overhead, few enough to bound the memory.
 # A stream is a sequence of such chunks, each with a seed of its own.
@@ -127,9 +127,9 @@ class Stream:
     True
     """
 
-    def __init__(self, spec: Sampler, epoch: int, worker: int) -> None:
-        """Begins the stream of `worker` (from 0) in epoch s (from 0)."""
-        self._chunks = _chunks(spec, epoch, worker)
+    def __init__(self, spec: Sampler, epoch: int, worker: int, shard: Shard | None = None) -> None:
+        """Begins the stream of `worker` (from 0) in epoch s (from 0), over its shard or all n."""
+        self._chunks = _chunks(spec, epoch, worker, shard)
         self._rest: Draws | None = None
 
     def take(self, count: int) -> Draws:
@@ -139,7 +139,8 @@ class Stream:
           count: r, a number of iterations of at least 1.
 
         Returns:
-          Draws: batch int32 [r, b]; block int32 [r, B] in rising order, or None.
+          Draws: batch int32 [r, b]; block int32 [r, B] in rising order, or None; with a shard,
+          weight float64 [r].
 
         Raises:
           InputError: `count` is no whole number of at least 1.
@@ -149,17 +150,11 @@ class Stream:
         while held < count:
             piece = self._rest if self._rest is not None else next(self._chunks)
             length = min(count - held, len(piece.batch))
-            pieces.append(_rows(piece, 0, length))
+            pieces.append(_rows(piece, slice(length)))
             held += length
             left = length < len(piece.batch)
-            self._rest = _rows(piece, length, len(piece.batch)) if left else None
-        if len(pieces) == 1:
-            return pieces[0]
-        whole = pieces[0].block is None
-        return Draws(
-            np.concatenate([piece.batch for piece in pieces]),
-            None if whole else np.concatenate([piece.block for piece in pieces]),
-        )
+            self._rest = _rows(piece, slice(length, None)) if left else None
+        return _concatenate(pieces)
 
 
 def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
@@ -179,28 +174,33 @@ def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
     # Sorting by worker, stably, lists the updates in the order of the concatenated pieces.
     place = np.empty(len(worker), np.intp)
     place[np.argsort(inverse, kind="stable")] = np.arange(len(worker))
-    whole = pieces[0].block is None
-    return Draws(
-        np.concatenate([piece.batch for piece in pieces])[place],
-        None if whole else np.concatenate([piece.block for piece in pieces])[place],
-    )
+    return _rows(_concatenate(pieces), place)
 
 
-def _rows(draws: Draws, start: int, stop: int) -> Draws:
-    block = None if draws.block is None else draws.block[start:stop]
-    return Draws(draws.batch[start:stop], block)
+def _rows(draws: Draws, rows: slice | np.ndarray) -> Draws:
+    return Draws(*(None if field is None else field[rows] for field in draws))
 
 
-def _chunks(spec: Sampler, epoch: int, worker: int) -> Iterator[Draws]:
+def _concatenate(pieces: list[Draws]) -> Draws:
+    if len(pieces) == 1:
+        return pieces[0]
+    fields = zip(*pieces, strict=True)
+    return Draws(*(None if field[0] is None else np.concatenate(field) for field in fields))
+
+
+def _chunks(spec: Sampler, epoch: int, worker: int, shard: Shard | None) -> Iterator[Draws]:
+    count = spec.num_samples if shard is None else len(shard.samples)
+    weight = None if shard is None else np.full(CHUNK, shard.weight)
     index = 0
     while True:
         seed = np.random.SeedSequence(spec.seed, spawn_key=(epoch, worker, index))
         rng = np.random.default_rng(seed)
-        batch = rng.integers(spec.num_samples, size=(CHUNK, spec.batch_size), dtype=np.int32)
+        batch = rng.integers(count, size=(CHUNK, spec.batch_size), dtype=np.int32)
+        batch = batch if shard is None else shard.samples[batch]
         block = None
         if spec.block_size is not None:
             block = _distinct(rng, spec.dim, spec.block_size)
-        yield Draws(batch, block)
+        yield Draws(batch, block, weight)
         index += 1
 
 

@@ -68,10 +68,13 @@ class Draws(NamedTuple):
     Attributes:
       batch: I_t, int32 [..., b], indices of samples, drawn with replacement.
       block: k_t, int32 [..., B], distinct coordinates of x in rising order; None means all d.
+      weight: float [...], by which the gradients of the batch are multiplied (see `Shard`); None
+        means 1.
     """
 
     batch: Array
     block: Array | None
+    weight: Array | None = None
 
 
 class Delta(NamedTuple):
@@ -84,6 +87,19 @@ class Delta(NamedTuple):
 
     block: Array | None
     values: Array
+
+
+class Shard(NamedTuple):
+    """The samples that a worker of the distributed algorithm draws from.
+
+    Attributes:
+      samples: int32 [n_k], their indices.
+      weight: n_k K / n. A worker of K that are equally likely to make the next update then gives an
+        unbiased v, also where shards differ in size.
+    """
+
+    samples: np.ndarray
+    weight: float
 
 
 class Trace(NamedTuple):
@@ -99,11 +115,13 @@ class Trace(NamedTuple):
       read_version: int32 [m]; or [m, G] where G groups of coordinates were read at different
         times (an inconsistent read).
       sees_own: whether a worker sees the updates that it made since it read x.
+      shards: the Shard of each worker; None if all of them draw from all samples.
     """
 
     worker: np.ndarray
     read_version: np.ndarray
     sees_own: bool = False
+    shards: tuple[Shard, ...] | None = None
 
 
 class Driver(NamedTuple):

@@ -137,7 +137,10 @@ def replay(
     if num_groups > 1:
         _check_groups(groups, x.size, num_groups)
     rate = np.asarray(lr, x.dtype)
-    streams = {int(k): sampling.Stream(sampler, epoch, int(k)) for k in np.unique(trace.worker)}
+    streams = {
+        int(k): sampling.Stream(sampler, epoch, int(k), trace.shards and trace.shards[k])
+        for k in np.unique(trace.worker)
+    }
     # A power of two, so that traces of about the same delay share a compilation.
     longest = int(delays.staleness(trace).max(initial=0))
     if max_delay is not None:
