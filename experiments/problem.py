@@ -13,7 +13,7 @@ from asvrg.errors import check_count, check_real
 from asvrg.types import Array, Data, Objective
 from experiments import datasets
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar10_features")
 
 
 class Problem(NamedTuple):
@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     Attributes:
       objective: f over x in R^d.
       x0: float [d].
-      train: inputs [n, p] of x0's dtype in [0, 1] and labels int32 [n].
+      train: inputs [n, p] of x0's dtype, pixels in [0, 1] or features, and labels int32 [n].
       test: the same for the test samples.
     """
 
@@ -42,42 +42,49 @@ class Evaluation(NamedTuple):
     grad_norm_sq: float
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Adds the flags of the data set and of the network."""
+def define_flags(values: flags.FlagValues, *, hidden: int = 100, l2: float = 1e-3) -> None:
+    """Adds the flags of the data set and of the network; `hidden` and `l2` are the paper's."""
     flags.DEFINE_enum("dataset", "digits", DATASETS, "Data set.", flag_values=values)
     flags.DEFINE_string(
         "data_dir",
         None,
         "Folder with the data set's files. Default: $ASVRG_DATA_DIR, else the user's cache folder, "
-        "where missing files are downloaded to.",
+        "where missing files are downloaded to; cifar10_features is made by "
+        "experiments.extract_features.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_train",
         None,
         "n, training samples: a seeded subset. Default: 10000 of mnist and fashion_mnist, 20000 of "
-        "cifar10, 1437 of digits.",
+        "cifar10 and cifar10_features (or what its file holds), 1437 of digits.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_test",
         None,
-        "Test samples: a seeded subset. Default: 2000 of mnist and fashion_mnist, 4000 of cifar10, "
-        "360 of digits.",
+        "Test samples: a seeded subset. Default: 2000 of mnist and fashion_mnist, 4000 of cifar10 "
+        "and cifar10_features (or what its file holds), 360 of digits.",
         flag_values=values,
     )
     flags.DEFINE_list(
-        "hidden", ["100"], "Units of each hidden layer, with commas between.", flag_values=values
+        "hidden",
+        [str(hidden)],
+        "Units of each hidden layer, with commas between.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "activation", "relu", mlp.ACTIVATIONS, "Of the hidden layers.", flag_values=values
     )
-    flags.DEFINE_float("l2", 1e-3, "C, weight of the l2 regularisation.", flag_values=values)
+    flags.DEFINE_float("l2", l2, "C, weight of the l2 regularisation.", flag_values=values)
     flags.DEFINE_enum(
         "dtype", "float32", ("float32", "float64"), "Of x and of the data.", flag_values=values
     )
     flags.DEFINE_integer(
-        "seed", 0, "Of the subset, of x^0 and of all draws; at least 0.", flag_values=values
+        "seed",
+        0,
+        "Of the subset (not that of cifar10_features), of x^0 and of all draws; at least 0.",
+        flag_values=values,
     )
 
 

@@ -14,9 +14,12 @@ from experiments.datasets import load
 from experiments.datasets.files import download, locate
 from experiments.datasets.sources import Archive
 from tests.small_files import (
+    FEATURES,
     IMAGES,
     LABELS,
     cifar_source,
+    features_file,
+    features_source,
     hide_users_folders,
     idx_file,
     numbered_images,
@@ -86,6 +89,34 @@ def test_folders_that_do_not_exist(tmp_path, monkeypatch):
     monkeypatch.setenv("ASVRG_DATA_DIR", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"ASVRG_DATA_DIR=\S+/file is not a folder"):
         load("mnist", sources=BOTH)
+
+
+@pytest.mark.parametrize("place", ["", "cifar10_features"])
+def test_features_are_found_in_the_users_folder_and_where_their_command_puts_them(
+    tmp_path, monkeypatch, place
+):
+    source = features_source()
+    sources = {source.name: source}
+    cache, given = tmp_path / "cache" / "asvrg", tmp_path / "given"
+    write(cache, {FEATURES: features_file()})
+    write(given / place, {FEATURES: features_file()})
+    assert locate(source, sources, given).archive == given / place / FEATURES
+    assert locate(source, sources, None).archive == cache / FEATURES
+    monkeypatch.setenv("ASVRG_DATA_DIR", str(given))
+    assert locate(source, sources, None).archive == given / place / FEATURES
+    (given / place / FEATURES).unlink()
+    assert locate(source, sources, given).archive == cache / FEATURES
+
+
+def test_features_that_were_not_made_yet(tmp_path):
+    with pytest.raises(InputError) as error:
+        load("cifar10_features", tmp_path)
+    assert str(error.value) == (
+        f"--dataset=cifar10_features is not in {tmp_path}/cifar10_features, {tmp_path}, "
+        f"{tmp_path}/cache/asvrg/cifar10_features, {tmp_path}/cache/asvrg: run python -m "
+        "experiments.extract_features to make it, name the folder that holds it with --data_dir "
+        "or ASVRG_DATA_DIR, or use --dataset=digits, which needs no download."
+    )
 
 
 class Mirror(http.server.ThreadingHTTPServer):
@@ -226,6 +257,7 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "sentence"),
     [
+        ("pooch", "cifar10_features", r"needs the package pooch: install asvrg\[experiments\], or"),
         ("pooch", "mnist", r"needs the package pooch: install asvrg\[experiments\], or name the"),
         ("sklearn.datasets", "digits", r"needs scikit-learn, .* install asvrg\[experiments\]"),
     ],

@@ -15,11 +15,14 @@ from experiments.datasets.files import locate
 from experiments.datasets.readers import read_idx
 from tests.small_files import (
     BATCH_LABELS,
+    FEATURES,
     IMAGES,
     LABELS,
     PIXELS,
     batch_file,
     cifar_source,
+    features_file,
+    features_source,
     hide_users_folders,
     idx_file,
     idx_source,
@@ -73,6 +76,41 @@ def test_cifar_batches_are_loaded_from_files_and_archives(tmp_path, packing, pla
         np.testing.assert_array_equal(labels[order], BATCH_LABELS[rows])
 
 
+def load_features(folder, *counts, limits=(6, 4), **arrays):
+    source = features_source(limits=limits)
+    write(folder, {FEATURES: features_file(**arrays)})
+    return load("cifar10_features", folder, *counts, sources={source.name: source})
+
+
+def test_features_are_loaded_as_they_are_and_in_the_files_order(tmp_path):
+    dataset = load_features(tmp_path)
+    np.testing.assert_array_equal(dataset.train_inputs, np.arange(18).reshape(6, 3))
+    np.testing.assert_array_equal(dataset.train_labels, [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(dataset.test_inputs, np.arange(18, 30).reshape(4, 3))
+    np.testing.assert_array_equal(dataset.test_labels, [0, 1, 2, 0])
+    assert (dataset.train_inputs.dtype, dataset.train_labels.dtype) == (np.float32, np.int32)
+    assert (dataset.name, dataset.image_shape) == ("cifar10_features", (3,))
+    dataset.train_inputs[0] = 7  # a copy of one's own
+    part = load_features(tmp_path, 2, 3, 11)
+    np.testing.assert_array_equal(part.train_inputs, np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(part.test_labels, [0, 1, 2])
+
+
+def test_a_file_with_fewer_features_is_taken_as_a_whole_or_says_how_many_it_holds(tmp_path):
+    dataset = load_features(tmp_path, limits=(9, 9))
+    assert (len(dataset.train_labels), len(dataset.test_labels)) == (6, 4)
+    path = tmp_path / FEATURES
+    for counts, flag, held in (((7, 4), "--num_train=7", 6), ((6, 5), "--num_test=5", 4)):
+        with pytest.raises(InputError) as error:
+            load_features(tmp_path, *counts, limits=(9, 9))
+        assert str(error.value) == (
+            f"{flag} of --dataset=cifar10_features must be at most {held}, which is what {path} "
+            f"holds: for more, delete that file and run python -m the.maker {flag} --out={path}."
+        )
+    with pytest.raises(InputError, match=r"must be a whole number from 1 to 9, got 10\.$"):
+        load_features(tmp_path, 10, limits=(9, 9))
+
+
 def listed_as(source, name, raw):
     """The source with other bytes for one file, so that its checksum is right."""
     files = [
@@ -95,6 +133,10 @@ def test_labels_out_of_range_are_refused(tmp_path):
     source = listed_as(source, "test_batch", raw)
     with pytest.raises(InputError, match=r"c\.tar\.xz \(member test_batch\) has the label -1 at"):
         load("cifar10", tmp_path, sources={"cifar10": source})
+    with pytest.raises(
+        InputError, match=r"features\.npz \(test_labels\) has the label 10 at pos.* 3"
+    ):
+        load_features(tmp_path, 1, 1, test_labels=np.array([0, 1, 2, 10], np.int32))
 
 
 def chosen(folder, source, **options):
@@ -157,7 +199,10 @@ def test_digits_are_split_into_disjoint_parts():
             r"--dataset=minst is unknown, did you mean mnist\? accepted are mnist,",
         ),
         ({"name": "Fashion-MNIST"}, r"is unknown, did you mean fashion_mnist\? accepted are"),
-        ({"name": "xyz"}, r"--dataset=xyz is unknown; accepted are mnist, .*, cifar10, digits\.$"),
+        (
+            {"name": "xyz"},
+            r"--dataset=xyz is unknown; accepted are mnist, .*, cifar10_features, digits\.$",
+        ),
     ],
 )
 def test_arguments_out_of_range(options, sentence):
@@ -182,7 +227,12 @@ def test_the_table_agrees_with_itself():
         assert all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in sums)
         assert all(url.endswith("/") for url in source.urls)
     assert len({file.sha256 for source in sources.values() for file in source.files}) == 14
-    paper = {"mnist": (10_000, 2_000), "fashion_mnist": (10_000, 2_000), "cifar10": (20_000, 4_000)}
+    paper = {
+        "mnist": (10_000, 2_000),
+        "fashion_mnist": (10_000, 2_000),
+        "cifar10": (20_000, 4_000),
+        "cifar10_features": (20_000, 4_000),
+    }
     for name, (num_train, num_test) in paper.items():
         assert sources[name].default == {"train": num_train, "test": num_test}
 

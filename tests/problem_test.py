@@ -58,3 +58,19 @@ def test_evaluation_holds_f_its_gradient_and_errors_of_both_splits():
         assert error == pytest.approx(np.mean(logits.argmax(axis=1) != labels), rel=1e-12)
     gradient, _ = objectives.full_gradient(made.objective, made.x0, made.train)
     assert found.grad_norm_sq == pytest.approx(float(gradient @ gradient), rel=1e-12)
+
+
+def test_features_of_cifar10_are_a_data_set_like_the_others(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_inputs": 3 * rng.random((8, 384), np.float32),
+        "train_labels": rng.integers(0, 10, 8, np.int32),
+        "test_inputs": 3 * rng.random((5, 384), np.float32),
+        "test_labels": rng.integers(0, 10, 5, np.int32),
+    }
+    np.savez(tmp_path / "cifar10_features.npz", **arrays)
+    made = make("--dataset=cifar10_features", f"--data_dir={tmp_path}", "--hidden=50", "--seed=3")
+    assert made.objective.dim == 385 * 50 + 51 * 10
+    np.testing.assert_array_equal(made.train[0], arrays["train_inputs"])
+    np.testing.assert_array_equal(made.train[1], arrays["train_labels"])
+    np.testing.assert_array_equal(made.test[0], arrays["test_inputs"])

@@ -15,6 +15,7 @@ from experiments.datasets import Source
 from experiments.datasets.sources import Archive, DataFile
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+FEATURES = "cifar10_features.npz"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
 # CIFAR-10 in small: nine images of 3 x 2 x 2 pixels.
@@ -135,6 +136,38 @@ def cifar_source(urls=()):
         archives=(Archive("c.tar.gz", sha256(tar_file(blobs))), Archive("c.tar.xz", None)),
     )
     return source, blobs
+
+
+def features_file(save=np.savez_compressed, **arrays):
+    """An .npz with six and four samples of three features; `arrays` replace its own, None drops."""
+    numbers = np.arange(30, dtype=np.float32).reshape(10, 3)
+    labels = np.arange(10, dtype=np.int32) % 3
+    own = {
+        "train_inputs": numbers[:6],
+        "train_labels": labels[:6],
+        "test_inputs": numbers[6:],
+        "test_labels": labels[6:],
+        "provenance": np.array("by hand"),
+    }
+    stream = io.BytesIO()
+    save(stream, **{name: a for name, a in (own | arrays).items() if a is not None})
+    return stream.getvalue()
+
+
+def features_source(num_features=3, limits=(6, 4)):
+    """A source of features, in a file that `features_file` makes."""
+    counts = dict(zip(("train", "test"), limits, strict=True))
+    return Source(
+        name="cifar10_features",
+        format="features",
+        num_classes=10,
+        image_shape=(num_features,),
+        available=counts,
+        default=counts,
+        folders=("cifar10_features",),
+        archives=(Archive(FEATURES, None),),
+        command="python -m the.maker",
+    )
 
 
 def tar_file(blobs, compression="gz", member_type=tarfile.REGTYPE):

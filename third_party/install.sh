@@ -85,9 +85,10 @@ find_python() {
   fi
 }
 
-# Whether .venv can be completed as it is.
+# Whether .venv can be completed as it is. It cannot where MPICH was installed beside the rest, as
+# it once was: two packages would own bin/mpiexec.
 sound() {
-  [[ ! -e $unfinished ]] && { probe "$python" || [[ $? -eq 3 ]]; } &&
+  [[ ! -e $unfinished ]] && ! compgen -G "$venv/lib/python*/site-packages/mpich-*" >/dev/null && { probe "$python" || [[ $? -eq 3 ]]; } &&
     { "$python" -m pip --version || "$python" -m ensurepip; } >/dev/null 2>&1
 }
 
@@ -130,6 +131,10 @@ say "installing asvrg itself, editable."
 pip_install --no-deps --no-build-isolation -e .
 
 if [[ $mode == test ]]; then
+  say "installing MPICH into .venv/mpich, as its mpiexec has the name of Open MPI's."
+  rm -rf "$venv/mpich"
+  pip_install --require-hashes --only-binary :all: --no-deps --no-warn-script-location \
+    --prefix "$venv/mpich" -r "$pins/mpich.txt"
   missing='' headers=0
   compiler=$(command -v c++ || command -v g++ || command -v clang++) || missing='a C++ compiler'
   probe "$python" || headers=$?
@@ -145,7 +150,7 @@ if [[ $mode == test ]]; then
   # name a folder without one. No cache: a wheel built elsewhere is bound to another MPI. Forced:
   # the one that is installed may have been built for another jax.
   mkdir "$scratch/no-toolkit"
-  MPI4JAX_BUILD_MPICC=$venv/bin/mpicc MPICH_CC=$compiler \
+  MPI4JAX_BUILD_MPICC=$venv/bin/mpicc OMPI_CC=$compiler \
     CUDA_PATH=$scratch/no-toolkit CMPLR_ROOT=$scratch/no-toolkit \
     pip_install --force-reinstall --require-hashes --no-deps --no-build-isolation \
     --no-cache-dir -r "$scratch/mpi4jax.txt"

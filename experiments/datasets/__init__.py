@@ -1,4 +1,4 @@
-"""The data sets as arrays: MNIST, Fashion-MNIST, CIFAR-10, and digits, which needs no download."""
+"""The data sets as arrays: MNIST, Fashion-MNIST, CIFAR-10 and its features, and digits."""
 
 from __future__ import annotations
 

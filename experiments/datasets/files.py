@@ -37,9 +37,10 @@ def locate(
     """Finds a data set's files: in the user's folder, else in the cache folder, else on a mirror.
 
     A folder may hold the files, or an archive of them, or a folder named after the data set
-    (`Source.folders`) with the one or the other. What is downloaded goes to the cache folder.
-    The readers judge the files; here, only a file that is another data set's of the same name
-    counts as absent (MNIST and Fashion-MNIST have the same names).
+    (`Source.folders`) with the one or the other. What is downloaded goes to the cache folder;
+    what is made by a command is on no mirror. The readers judge the files; here, only a file that
+    is another data set's of the same name counts as absent (MNIST and Fashion-MNIST have the same
+    names).
 
     Args:
       source: the data set.
@@ -50,7 +51,8 @@ def locate(
       The files' places.
 
     Raises:
-      InputError: the folder does not exist, or a file was not found and could not be downloaded.
+      InputError: the folder does not exist, or a file was not found and could not be downloaded,
+        or has to be made by a command.
     """
     folder = _user_folder(data_dir)
     places = [] if folder is None else _places(source, folder)
@@ -68,11 +70,16 @@ def locate(
     if _is_complete(source, found):
         return found
 
+    searched = ", ".join(map(str, places))
+    if source.command is not None:
+        raise InputError(
+            f"--dataset={source.name} is not in {searched}: run {source.command} to make it, "
+            f"{_ADVICE}."
+        )
     missing = [name for name in sums if name not in found.files]
     try:
         fetched = {name: download(name, sums[name], source.urls, target) for name in missing}
     except InputError as error:
-        searched = ", ".join(map(str, places))
         owners = {
             _other_owner(place / name, source, sources) for place in places for name in missing
         }
@@ -195,7 +202,7 @@ def _search(
                 break
     paths = (place / archive.name for archive in source.archives for place in places)
     archive = next((path for path in paths if path not in ignored and path.exists()), None)
-    return Located(files, archive if len(files) < len(source.files) else None)
+    return Located(files, None if _has_all_files(source, files) else archive)
 
 
 def _other_owner(path: Path, source: Source, sources: Mapping[str, Source]) -> str | None:
@@ -215,7 +222,11 @@ def _other_owner(path: Path, source: Source, sources: Mapping[str, Source]) -> s
 
 
 def _is_complete(source: Source, found: Located) -> bool:
-    return found.archive is not None or len(found.files) == len(source.files)
+    return found.archive is not None or _has_all_files(source, found.files)
+
+
+def _has_all_files(source: Source, files: Mapping[str, Path]) -> bool:
+    return 0 < len(source.files) == len(files)
 
 
 def _import_pooch(name: str) -> ModuleType:
@@ -223,8 +234,8 @@ def _import_pooch(name: str) -> ModuleType:
         import pooch
     except ImportError:
         raise InputError(
-            f"{name} is not in the folder given, and a download needs the package pooch: install "
-            f"asvrg[experiments], or {_ADVICE}."
+            f"{name} is not in the folder given, and to look further needs the package pooch: "
+            f"install asvrg[experiments], or {_ADVICE}."
         ) from None
     module: ModuleType = pooch
     return module

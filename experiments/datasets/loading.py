@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import shlex
 from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,13 @@ from numpy.typing import NDArray
 
 from asvrg.errors import InputError, check_count
 from experiments.datasets.files import Located, locate
-from experiments.datasets.readers import read_batch, read_batch_file, read_idx, read_members
+from experiments.datasets.readers import (
+    read_batch,
+    read_batch_file,
+    read_features,
+    read_idx,
+    read_members,
+)
 from experiments.datasets.sources import DataFile, Source, read_sources
 
 _SPLITS = ("train", "test")
@@ -25,12 +32,13 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: the data set's name.
-      train_inputs: [n, p] float32, pixels in [0, 1], an image a row.
+      train_inputs: [n, p] float32, an image a row: pixels in [0, 1], or features.
       train_labels: [n] int32, in 0, ..., num_classes - 1.
       test_inputs: [n_test, p] float32, as train_inputs.
       test_labels: [n_test] int32, as train_labels.
       num_classes: the number of classes.
-      image_shape: what a row reshapes to: (rows, columns), for CIFAR-10 (channels, rows, columns).
+      image_shape: what a row reshapes to: (rows, columns), for CIFAR-10 (channels, rows, columns),
+        for features (p,).
     """
 
     name: str
@@ -56,17 +64,19 @@ def load(
     cache folder, and are otherwise downloaded there. The training part is drawn from the training
     files, the test part from the test files, without replacement. The same seed gives the same
     images in the same order on every machine, and a smaller part is the beginning of a larger one.
-    The digits come with scikit-learn and are first split into 1,437 and 360.
+    The digits come with scikit-learn and are first split into 1,437 and 360. The features of
+    CIFAR-10 are not downloaded but made by experiments.extract_features; their file holds a subset
+    that was drawn likewise, by the seed given there, and of that a part is the beginning.
 
     Args:
-      name: mnist, fashion_mnist, cifar10 or digits.
-      data_dir: a folder that holds the canonical files, or a folder of the data set's name with
+      name: mnist, fashion_mnist, cifar10, cifar10_features or digits.
+      data_dir: a folder that holds the data set's files, or a folder of the data set's name with
         them.
-      num_train: how many training images; None means the paper's 10,000, of CIFAR-10 20,000, and
-        all of the digits.
-      num_test: how many test images; None means the paper's 2,000, of CIFAR-10 4,000, and all of
-        the digits.
-      seed: of the choice, from 0 to 2**32 - 1.
+      num_train: how many training images; None means the paper's 10,000, of CIFAR-10 and its
+        features 20,000 (or the fewer that the features' file holds), and all of the digits.
+      num_test: how many test images; None means the paper's 2,000, of CIFAR-10 and its features
+        4,000 (or fewer, likewise), and all of the digits.
+      seed: of the choice, from 0 to 2**32 - 1; of no effect on the features.
       sources: the table of data sets; None means third_party/datasets.toml.
 
     Returns:
@@ -74,7 +84,7 @@ def load(
 
     Raises:
       InputError: an argument is out of range, a package is not installed, or a file is missing
-        and cannot be downloaded, or is not what it should be.
+        and cannot be downloaded, is not what it should be, or holds fewer images.
 
     Example:
       >>> data = load("digits", num_train=100, num_test=20)
@@ -88,15 +98,16 @@ def load(
         raise InputError(f"--dataset={name} is unknown{guess} accepted are {', '.join(sources)}.")
     source = sources[name]
     seed = check_count("--seed", seed, least=0, most=2**32 - 1)
+    given = {"train": num_train, "test": num_test}
     counts = {
-        split: source.default[split] if given is None else _checked(flag, given, source, split)
-        for split, flag, given in (
-            ("train", "--num_train", num_train),
-            ("test", "--num_test", num_test),
-        )
+        split: source.default[split] if count is None else _checked(split, count, source)
+        for split, count in given.items()
     }
     if source.format == "scikit-learn":
         inputs, labels = _digits(source, counts, seed)
+    elif source.format == "features":
+        found = locate(source, sources, data_dir)
+        inputs, labels = _features(source, found, counts, given)
     else:
         rows = {
             split: _shuffled(source.available[split], seed, stream)[: counts[split]]
@@ -185,6 +196,34 @@ def _digits(source: Source, counts: Mapping[str, int], seed: int) -> _Arrays:
     return inputs, labels
 
 
+def _features(
+    source: Source,
+    found: Located,
+    counts: Mapping[str, int],
+    given: Mapping[str, int | None],
+) -> _Arrays:
+    """The beginnings of the file's parts; `counts` gives way to a smaller file unless `given`."""
+    assert found.archive is not None  # locate finds it or raises
+    path = found.archive
+    (num_features,) = source.image_shape
+    inputs, labels = {}, {}
+    parts = read_features(path, num_features, source.available)
+    for split, (features, classes) in parts.items():
+        _check_labels(classes, source.num_classes, f"{path} ({split}_labels)")
+        held = len(classes)
+        if given[split] is not None and counts[split] > held:
+            flag = f"--num_{split}={counts[split]}"
+            raise InputError(
+                f"{flag} of --dataset={source.name} must be at most {held}, which is what {path} "
+                f"holds: for more, delete that file and run {source.command} {flag} "
+                f"--out={shlex.quote(str(path))}."
+            )
+        # Copies, as what is read is read-only, and may be far more than is wanted.
+        inputs[split] = features[: counts[split]].copy()
+        labels[split] = classes[: counts[split]].copy()
+    return inputs, labels
+
+
 def _shuffled(n: int, seed: int, stream: int) -> NDArray[np.int64]:
     """The numbers 0, ..., n - 1 in random order.
 
@@ -205,8 +244,9 @@ def _first_rows(source: Source) -> dict[str, int]:
     return first
 
 
-def _checked(flag: str, count: int, source: Source, split: str) -> int:
-    return check_count(f"{flag} of --dataset={source.name}", count, most=source.available[split])
+def _checked(split: str, count: int, source: Source) -> int:
+    flag = f"--num_{split} of --dataset={source.name}"
+    return check_count(flag, count, most=source.available[split])
 
 
 def _check_labels(labels: NDArray[np.integer], num_classes: int, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Readers for the canonical files: gzipped idx, CIFAR-10's pickled batches, archives of batches.
+"""Readers: gzipped idx, CIFAR-10's pickled batches, archives of batches, features in an .npz.
 
 They take what is expected as arguments, check sizes before they take memory, look at the structure
 before the checksum where that says more, and turn every defect into a sentence that names the file.
@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -249,6 +250,85 @@ class _Capped(io.RawIOBase):
         if self._left < 0:
             raise tarfile.ReadError("far more data than that")
         return data
+
+
+def read_features(
+    path: Path, num_features: int, limits: Mapping[str, int]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.int32]]]:
+    """Reads features and labels from an .npz, where they are SPLIT_inputs and SPLIT_labels.
+
+    What else the file holds is left alone. Nothing in it is unpickled.
+
+    Args:
+      path: the file.
+      num_features: p.
+      limits: the largest number of samples, of every split that is wanted.
+
+    Returns:
+      By split, the features [n, p] float32 and the labels [n] int32, read-only.
+
+    Raises:
+      InputError: the file is missing, damaged or another file, or a feature is not finite.
+    """
+    names = " and ".join(f"{split}_inputs, {split}_labels" for split in limits)
+    expected = f"an .npz with the arrays {names}"
+    parts = {}
+    with _open(path, expected) as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                for split, most in limits.items():
+                    inputs = _read_npy(archive, f"{split}_inputs", "float32", most, num_features)
+                    parts[split] = inputs, _read_npy(archive, f"{split}_labels", "int32", most)
+        except InputError as error:
+            raise InputError(f"{path} {error}") from None
+        except Exception as error:  # noqa: BLE001, zipfile and numpy exclude no exception
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"{path} is truncated, corrupted or another file: expected {expected}, "
+                f"found: {reason}."
+            ) from None
+    for split, (inputs, labels) in parts.items():
+        if len(inputs) != len(labels):
+            raise InputError(
+                f"{path} has {len(labels)} {split}_labels: expected one for each of the "
+                f"{len(inputs)} {split}_inputs."
+            )
+        bad = np.argwhere(~np.isfinite(inputs))
+        if len(bad):
+            row, column = bad[0]
+            raise InputError(
+                f"{path} has {inputs[row, column]} in {split}_inputs at row {row}, column "
+                f"{column}: expected finite numbers."
+            )
+    return parts
+
+
+def _read_npy(
+    archive: zipfile.ZipFile, name: str, dtype: str, most: int, *row: int
+) -> NDArray[Any]:
+    """An array [n, *row] with n from 1 to `most`; the sentences of InputError lack the file."""
+    if f"{name}.npy" not in archive.namelist():
+        found = ", ".join(archive.namelist()[:5]) or "nothing"
+        raise InputError(f"holds no {name}: expected it as {name}.npy, found {found}.")
+    info = archive.getinfo(f"{name}.npy")
+    # What the other methods decompress to in one piece is not limited by what is asked for.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"holds {name} by compression method {info.compress_type}: expected 8.")
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):  # later ones are for headers that may have any length
+            raise InputError(f"holds {name} in .npy version {version}: expected (1, 0).")
+        shape, by_column, found_dtype = np.lib.format.read_array_header_1_0(stream)
+        size = math.prod(shape) * found_dtype.itemsize
+        if by_column or found_dtype != dtype or not shape or shape[1:] != row:
+            raise InputError(
+                f"holds {name} as {found_dtype} of shape {shape}: expected {dtype} of shape "
+                f"({', '.join(map(str, ('n', *row)))}), row by row."
+            )
+        if not 1 <= shape[0] <= most:
+            raise InputError(f"holds {shape[0]} {name}: expected 1 to {most}.")
+        _check_size(f"(array {name})", info.file_size - stream.tell(), size)
+        return np.frombuffer(stream.read(size), dtype).reshape(shape)
 
 
 def _open(path: Path, expected: str) -> BinaryIO:

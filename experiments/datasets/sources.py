@@ -31,7 +31,7 @@ class DataFile(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """A tar archive that may stand in for the files; it can be downloaded if `sha256` is known."""
+    """An archive of the whole data set; it can be downloaded if `sha256` is known."""
 
     name: str
     sha256: str | None
@@ -42,15 +42,16 @@ class Source(NamedTuple):
 
     Attributes:
       name: the data set's name.
-      format: "idx", "cifar" or "scikit-learn".
+      format: "idx", "cifar", "features" or "scikit-learn".
       num_classes: the number of classes.
-      image_shape: the shape of one image.
+      image_shape: the shape of one image, or of its features.
       available: the number of images by split.
       default: the number of images taken unless the user says otherwise, by split.
       folders: the names of folders that may hold the files, within a data folder.
       urls: the mirrors, to which a file's name is appended.
       files: the canonical files, in the order of their images.
-      archives: archives of the files.
+      archives: tar archives of the files; for "features", the one .npz.
+      command: what makes the archive, where it cannot be downloaded.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Source(NamedTuple):
     urls: tuple[str, ...] = ()
     files: tuple[DataFile, ...] = ()
     archives: tuple[Archive, ...] = ()
+    command: str | None = None
 
 
 def read_sources(path: Path | None = None) -> dict[str, Source]:
@@ -104,4 +106,5 @@ def _source(name: str, entry: Mapping[str, Any]) -> Source:
             for f in entry.get("files", ())
         ),
         archives=tuple(Archive(a["name"], a.get("sha256")) for a in entry.get("archives", ())),
+        command=entry.get("command"),
     )
