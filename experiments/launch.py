@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from types import FrameType
 from typing import NoReturn
 
 import jax
 from absl import flags
 
+from asvrg.drivers.mpi.protocol import RankError
 from asvrg.drivers.threads import WorkerError
 from asvrg.errors import DivergedError, InputError
 
@@ -59,7 +60,7 @@ def run(
         return _report(error, BAD_INPUT)
     except UnicodeDecodeError:
         return _report("--flagfile must name a text file with a flag on each line.", BAD_INPUT)
-    except (DivergedError, WorkerError, OSError) as error:
+    except (DivergedError, RankError, WorkerError, OSError) as error:
         return _report(error, FAILED)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -93,15 +94,26 @@ def raise_if_interrupted() -> None:
 
 
 def start(
-    main: Callable[[flags.FlagValues], int], define_flags: Callable[[flags.FlagValues], None]
+    main: Callable[[flags.FlagValues], int],
+    define_flags: Callable[[flags.FlagValues], None],
+    leave: Callable[[int], NoReturn] | None = None,
 ) -> NoReturn:
     """Runs a binary and ends the process with its exit code.
 
     Args:
       main: flag values -> exit code.
       define_flags: adds the binary's flags to the values.
+      leave: ends the process with an exit code; None for the usual way.
     """
-    code = run(main, define_flags)
+    (leave or _leave)(run(main, define_flags))
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process.
+
+    Args:
+      code: the exit code.
+    """
     if code == INTERRUPTED:
         # An orderly exit after an interrupted compilation crashes in XLA (jaxlib 0.10.2).
         sys.stdout.flush()
@@ -134,6 +146,20 @@ def given(values: flags.FlagValues, name: str) -> bool:
     return bool(values[name].present)
 
 
+def is_first_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the first of those that mpiexec started, or was started without it.
+
+    Args:
+      environment: `os.environ`, where the launchers of Open MPI, MPICH and Slurm leave the rank.
+
+    Returns:
+      Whether it may print.
+    """
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    return next((environment[name] for name in names if name in environment), "0") == "0"
+
+
 def _report(what: object, code: int) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
+    if is_first_rank(os.environ):
+        print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
     return code

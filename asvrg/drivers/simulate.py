@@ -138,7 +138,9 @@ def replay(
         _check_groups(groups, x.size, num_groups)
     rate = np.asarray(lr, x.dtype)
     streams = {
-        int(k): sampling.Stream(sampler, epoch, int(k), trace.shards and trace.shards[k])
+        int(k): sampling.Stream(
+            sampler, epoch, int(k), None if trace.shards is None else trace.shards[k]
+        )
         for k in np.unique(trace.worker)
     }
     # A power of two, so that traces of about the same delay share a compilation.

@@ -1,0 +1,45 @@
+"""The iterations of an epoch: how many there are, and what each of them draws."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from asvrg import sampling
+from asvrg.errors import check_count
+from asvrg.sampling import Sampler
+from experiments.problem import Problem
+
+
+def define_flags(values: flags.FlagValues, *, inner_steps: int) -> None:
+    """Adds the flags of the iterations; `inner_steps` is the paper's number."""
+    flags.DEFINE_integer(
+        "batch_size", None, "b, samples of a mini-batch. Default: 10, or n.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "inner_steps",
+        inner_steps,
+        "m, updates in an epoch, those of all workers together.",
+        flag_values=values,
+    )
+
+
+def make_sampler(
+    values: flags.FlagValues, problem_: Problem, *, block_size: int | None = None
+) -> Sampler:
+    """The draws that the flags describe.
+
+    Args:
+      values: parsed, with the flags of `define_flags` and of `problem`.
+      problem_: gives n and d.
+      block_size: B; None if every iteration updates all of x.
+
+    Returns:
+      A Sampler.
+
+    Raises:
+      InputError: --batch_size is not accepted.
+    """
+    n, dim = len(problem_.train[1]), problem_.objective.dim
+    batch_size = min(10, n) if values.batch_size is None else values.batch_size
+    check_count("--batch_size", batch_size, most=n)
+    return sampling.sampler(n, dim, batch_size=batch_size, block_size=block_size, seed=values.seed)

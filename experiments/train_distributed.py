@@ -1,0 +1,168 @@
+"""Trains the paper's network with Distributed-AsySVRG (Algorithms 2 and 3), SGD, or SGD_SVRG.
+
+    mpiexec -n 3 python -m experiments.train_distributed --method=svrg
+
+Rank 0 is the server, all others are workers. The defaults are the paper's setting for
+--dataset=cifar10_features, with tuned steps: 20,000 training and 4,000 test samples, 50 hidden
+units, mini-batches of 10, inner loops of 2,000 iterations, an l2 weight of 0.0001. The embedded
+default data set, digits, needs no file. With Open MPI's `mpiexec --with-ft ulfm` the run goes on
+when workers die.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, MutableMapping
+
+from absl import flags
+
+from asvrg.drivers import mpi
+from asvrg.errors import InputError, check_count
+from asvrg.sampling import Sampler
+from experiments import iterations, launch, methods, problem, recording, session
+from experiments.methods import Phase, Step
+from experiments.problem import Problem
+
+TUNED = {
+    "mnist": {"sgd": Step(0.1, 0.3), "svrg": Step(0.1, 0.0)},
+    "fashion_mnist": {"sgd": Step(0.1, 0.3), "svrg": Step(0.1, 0.0)},
+    "cifar10": {"sgd": Step(0.05, 0.3), "svrg": Step(0.05, 0.0)},
+    "cifar10_features": {"sgd": Step(0.05, 0.5), "svrg": Step(0.05, 0.0)},
+    "digits": {"sgd": Step(0.1, 0.3), "svrg": Step(0.1, 0.0)},
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds all flags of this binary."""
+    problem.define_flags(values, hidden=50, l2=1e-4)
+    methods.define_flags(values, pretrain_epochs=1)
+    iterations.define_flags(values, inner_steps=2_000)
+    recording.define_flags(values)
+    flags.DEFINE_list(
+        "shard_sizes",
+        None,
+        "n_k, samples of each worker, with commas between; their sum is n. Default: equal ones.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "overlap",
+        False,
+        "A worker gets its next x before its gradient has landed: messages cost less time, and "
+        "every delay is longer by one update of each worker.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_delay",
+        None,
+        "Delta, the longest delay of an update: workers that are too far ahead wait. Default: no "
+        "limit.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    """Trains, and leaves metrics.csv, config.json and curves.png in the results folder."""
+    if values.max_delay is not None:
+        check_count("--max_delay", values.max_delay, least=0)
+    check_count("--inner_steps", values.inner_steps)
+    phases = methods.phases(values, TUNED[values.dataset])
+    yield_cores(os.environ)
+    job = mpi.connect()
+    if job.is_server:
+        _serve(job, values, phases)
+        return 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it ends
+    code = launch.FAILED
+    with mpi.reporting(job):
+        problem_ = problem.from_flags(values)
+        mpi.work(
+            job,
+            [phase.make_estimator(problem_.objective) for phase in phases],
+            problem_.train,
+            iterations.make_sampler(values, problem_),
+            dtype=values.dtype,
+            shard_sizes=_shard_sizes(values),
+        )
+        code = 0
+    return code
+
+
+def yield_cores(environment: MutableMapping[str, str]) -> None:
+    """Has MPI let go of the core while it waits, where a host has more ranks than cores.
+
+    A rank that spins takes the core from those that compute. A setting of the user's own stays. It
+    takes effect only before MPI starts.
+
+    Args:
+      environment: `os.environ`, where the launcher leaves the number of ranks of this host.
+    """
+    if _local_ranks(environment) > len(os.sched_getaffinity(0)):
+        environment.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "0")  # MPICH
+        environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # Open MPI
+
+
+def _local_ranks(environment: Mapping[str, str]) -> int:
+    names = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+    sizes = [environment[name] for name in names if environment.get(name, "").isdecimal()]
+    return int(sizes[0]) if sizes else 1
+
+
+def _serve(job: mpi.Job, values: flags.FlagValues, phases: list[Phase]) -> None:
+    problem_ = problem.from_flags(values)
+    sampler = iterations.make_sampler(values, problem_)
+    resolved = _resolved(job, problem_, sampler, phases)
+    name = f"{values.dataset}-{values.method}"
+    folder = recording.claim_folder(values.out_dir, f"train_distributed-{name}")
+    recorder = recording.Recorder(
+        folder,
+        recording.describe(values, resolved),
+        save_trace=values.save_trace,
+        tensorboard=values.tensorboard,
+        checkpoint_seconds=values.checkpoint_seconds,
+    )
+    serving = mpi.serve(job, sampler, dtype=values.dtype, shard_sizes=_shard_sizes(values))
+    with recorder, serving as workers:
+        session.train(
+            problem_,
+            phases,
+            lambda phase: mpi.driver(
+                workers,
+                phase.make_estimator(problem_.objective),
+                inner_steps=values.inner_steps,
+                index=phases.index(phase),
+                overlap=values.overlap,
+                max_delay=values.max_delay,
+            ),
+            recorder,
+            title=f"{name}, MPI, K = {job.num_workers}",
+        )
+
+
+def _resolved(
+    job: mpi.Job, problem_: Problem, sampler: Sampler, phases: list[Phase]
+) -> dict[str, object]:
+    return {
+        "num_workers": job.num_workers,
+        "fault_tolerant": job.fault_tolerant,
+        "num_train": sampler.num_samples,
+        "num_test": len(problem_.test[1]),
+        "dim": sampler.dim,
+        "batch_size": sampler.batch_size,
+        "steps": [phase.step._asdict() for phase in phases],
+    }
+
+
+def _shard_sizes(values: flags.FlagValues) -> list[int] | None:
+    if values.shard_sizes is None:
+        return None
+    bad = [size for size in values.shard_sizes if not size.strip().isdecimal()]
+    if bad:
+        raise InputError(
+            f"--shard_sizes must be whole numbers with commas between, got {bad[0]!r}."
+        )
+    return [int(size) for size in values.shard_sizes]
+
+
+if __name__ == "__main__":
+    launch.start(main, define_flags, mpi.leave)
