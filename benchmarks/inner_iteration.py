@@ -24,7 +24,7 @@ from asvrg import estimators, sampling
 from asvrg.drivers import simulate, threads
 from asvrg.errors import check_count
 from asvrg.types import Array, Data, Driver, Snapshot
-from experiments import launch, problem, recording
+from experiments import launch, problem, provenance, recording
 from experiments.problem import Problem
 
 RESULT = "inner_iteration.csv"
@@ -99,7 +99,7 @@ def main(values: flags.FlagValues) -> int:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     recording.write_whole(folder / RESULT, lambda file: file.write(text.getvalue().encode()))
-    recording.write_config(folder, recording.describe(values, {}))
+    recording.write_config(folder, provenance.describe(values, {}))
     print(folder / RESULT)
     return 0
 

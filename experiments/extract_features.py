@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from asvrg.errors import DivergedError, InputError, check_count, check_real
-from experiments import cnn, datasets, launch, recording
+from experiments import cnn, datasets, launch, provenance, recording
 from experiments.cnn import Network, TrainState
 from experiments.datasets import Dataset
 
@@ -119,7 +119,7 @@ def main(values: flags.FlagValues) -> int:
         _check_made_with(out, {**settings._asdict(), **counts})
         print(f"{out} is there already, made with these flags.")
         return 0
-    config = recording.describe(values, {})  # now, as it holds the time and the commit
+    config = provenance.describe(values, {})  # now, as it holds the time and the commit
     data = datasets.load(
         "cifar10",
         values.data_dir,

@@ -1,18 +1,15 @@
-"""What a run leaves behind: metrics.csv, config.json, trace.npz and TensorBoard events."""
+"""What a run leaves behind: metrics.csv, config.json, trace.npz, events and checkpoints."""
 
 from __future__ import annotations
 
 import csv
 import datetime
-import importlib.metadata
+import fcntl
 import io
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +21,7 @@ from absl import flags
 from asvrg import delays
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Trace
+from experiments import checkpoints
 from experiments.problem import Evaluation
 
 METRICS, CONFIG, TRACE, CURVES = "metrics.csv", "config.json", "trace.npz", "curves.png"
@@ -78,6 +76,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("tensorboard", False, "Write TensorBoard events too.", flag_values=values)
+    flags.DEFINE_integer(
+        "checkpoint_seconds",
+        10,
+        "Seconds between two checkpoints, which are written between epochs; 0: after every epoch.",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
 def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Path:
@@ -89,20 +94,21 @@ def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Pat
       holds: the file by which another run's results are known.
 
     Returns:
-      The folder, which exists, can be written to, and holds no other run.
+      The folder, which exists, can be written to, and holds no results, or those of a run that has
+      checkpoints to go on from.
 
     Raises:
       InputError: it cannot be made or written to, or holds another run's results.
     """
     if out_dir is None:
-        time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        folder = Path("runs") / f"{name}-{time}"
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        folder = Path("runs") / f"{name}-{now}"
     else:
         folder = Path(out_dir)
     if out_dir is not None and not out_dir.strip():
         raise InputError("--out_dir must name a folder, got an empty name.")
     try:
-        if (folder / holds).exists():
+        if (folder / holds).exists() and not (holds == METRICS and checkpoints.exist_in(folder)):
             raise InputError(
                 "--out_dir must be a folder without another run's results, got "
                 f"{folder}, which holds a {holds}."
@@ -119,26 +125,40 @@ def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Pat
 
 
 class Recorder:
-    """Writes a run's results to its folder; what was written stays whatever happens later."""
+    """Writes a run's results to its folder; what was written stays whatever happens later.
+
+    In a folder with checkpoints of the same run it goes on with their newest.
+    """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], *, save_trace: bool, tensorboard: bool
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        save_trace: bool,
+        tensorboard: bool,
+        checkpoint_seconds: float = 0.0,
     ) -> None:
-        """Writes config.json and the header of metrics.csv."""
+        """Reads the checkpoint, if there is one; writes nothing before `begin`.
+
+        Raises:
+          InputError: the checkpoints are all damaged, or those of another run.
+        """
         self.folder = folder
         self.rows: list[Row] = []
         self.delay_counts = np.zeros(0, np.int64)  # updates with delay 0, 1, ...
         self._traces: list[Trace] = []
         self._config = config
         self._save_trace = save_trace
-        self._events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(folder / "tensorboard"))
-        write_config(folder, config)
-        self._metrics = open(folder / METRICS, "x", newline="", encoding="utf-8")  # noqa: SIM115
-        self._write_line(Row._fields)
+        self._tensorboard = tensorboard
+        self._checkpoint_seconds = checkpoint_seconds
+        self._events: Any = None
+        self._metrics: IO[str] | None = None
+        self._reached: _Reached | None = None
+        self._saved: EpochResult | None = None  # the state in the newest checkpoint
+        self._saved_at = 0.0
+        if checkpoints.exist_in(folder):
+            self._restore()
 
     def __enter__(self) -> Self:
         return self
@@ -149,41 +169,164 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._metrics.close()
-        if self._events is not None:
-            self._events.close()
-        if self._traces:
-            write_whole(self.folder / TRACE, self._write_traces)
+        try:
+            if self._metrics is not None and self._traces:
+                write_whole(self.folder / TRACE, self._write_traces)
+            if error is None:
+                # The last thing: a run whose checkpoint is that of its end has all its files.
+                self.checkpoint(now=True)
+        finally:
+            for file in (self._events, self._metrics):
+                if file is not None:
+                    file.close()
 
-    def add(self, row: Row, trace: Trace | None) -> None:
-        """Writes a line of metrics.csv; counts the trace's delays, and keeps it if asked to."""
-        # Nine digits give a float32 back exactly.
-        self._write_line(f"{value:.9g}" if isinstance(value, float) else value for value in row)
-        self.rows.append(row)
-        if trace is not None:
-            counts = np.bincount(delays.staleness(trace), minlength=len(self.delay_counts))
+    def begin(self, num_epochs: int) -> EpochResult | None:
+        """Writes config.json, and a metrics.csv with the rows up to the checkpoint.
+
+        Args:
+          num_epochs: that the run shall have in the end.
+
+        Returns:
+          The state to go on from; None for a new run.
+
+        Raises:
+          InputError: all epochs are done, or another process is at it.
+        """
+        if self._saved is None:
+            write_config(self.folder, self._config)
+            self._open_events(0)
+            return None
+        if self._saved.epoch >= num_epochs:
+            raise InputError(
+                f"the run in --out_dir={self.folder} is finished: it has done {self._saved.epoch} "
+                f"epochs, and --num_epochs must be more to go on with it, got {num_epochs}."
+            )
+        self._open_metrics("a")
+        write_config(self.folder, self._config)
+        self._open_events(self._saved.epoch + 1)
+        return self._saved
+
+    def add(self, state: EpochResult, evaluation: Evaluation) -> Row:
+        """Records an epoch: a line of metrics.csv, its delays, and its trace if asked to.
+
+        Args:
+          state: after the epoch; of epoch 0 before training.
+          evaluation: of its x.
+
+        Returns:
+          The line.
+        """
+        line = row(state, evaluation)
+        counts = self.delay_counts
+        if state.trace is not None:
+            counts = np.bincount(delays.staleness(state.trace), minlength=len(counts))
             counts[: len(self.delay_counts)] += self.delay_counts
-            self.delay_counts = counts
             if self._save_trace:
-                self._traces.append(trace)
+                self._traces.append(state.trace)
+        self.rows.append(line)
+        self.delay_counts = counts
+        # At once, so that Ctrl-C finds either all of an epoch there or nothing of it.
+        self._reached = _Reached(state, len(self.rows), counts, len(self._traces))
+        if self._metrics is None:
+            # The checkpoint first: without one, a folder with results is another run's.
+            self.checkpoint(now=True)
+            self._open_metrics("x")
+        else:
+            self._write_line(line)
         if self._events is not None:
-            for name, value in zip(Row._fields[1:], row[1:], strict=True):
-                self._events.add_scalar(name, value, row.epoch)
+            for name, value in zip(Row._fields[1:], line[1:], strict=True):
+                self._events.add_scalar(name, value, line.epoch)
+        return line
+
+    def checkpoint(self, *, now: bool = False) -> None:
+        """Writes a checkpoint of the last recorded state, if the one before is old enough.
+
+        Args:
+          now: whatever the age of the one before.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        reached = self._reached
+        due = now or time.monotonic() - self._saved_at >= self._checkpoint_seconds
+        if due and reached is not None and reached.state is not self._saved:
+            progress = checkpoints.Progress(
+                reached.state,
+                self.rows[: reached.num_rows],
+                reached.delay_counts,
+                self._traces[: reached.num_traces],
+                self._config,
+            )
+            checkpoints.save(self.folder, progress)
+            self._saved, self._saved_at = reached.state, time.monotonic()
+
+    @property
+    def saved_epoch(self) -> int | None:
+        """The epochs done in the newest checkpoint; None without one."""
+        return None if self._saved is None else self._saved.epoch
+
+    def _restore(self) -> None:
+        progress = checkpoints.load(self.folder)
+        if progress is None:
+            return
+        checkpoints.check_same_run(self.folder, progress.config, self._config)
+        self.rows = [Row._make(values) for values in progress.rows]
+        self.delay_counts = progress.delay_counts
+        self._traces = list(progress.traces)
+        self._saved, self._saved_at = progress.state, time.monotonic()
+        resumed = {"epoch": progress.state.epoch, "started": self._config["started"]}
+        self._config = self._config | {
+            "started": progress.config["started"],
+            "resumed": [*progress.config.get("resumed", []), resumed],
+        }
+
+    def _open_events(self, first_epoch: int) -> None:
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=first_epoch or None
+            )
+
+    def _open_metrics(self, mode: str) -> None:
+        """Makes metrics.csv that of the rows so far, unless another process holds it."""
+        metrics = open(self.folder / METRICS, mode, newline="", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            metrics.close()
+            raise InputError(
+                f"--out_dir must be a folder that no other process writes to, got {self.folder}."
+            ) from error
+        except OSError:
+            pass  # A file system without locks.
+        self._metrics = metrics
+        metrics.truncate(0)
+        for line in [Row._fields, *self.rows]:
+            self._write_line(line)
 
     def _write_line(self, values: Any) -> None:
+        # Nine digits give a float32 back exactly.
+        cells = [f"{value:.9g}" if isinstance(value, float) else value for value in values]
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        assert self._metrics is not None
         self._metrics.write(line.getvalue())
         self._metrics.flush()
 
     def _write_traces(self, file: IO[bytes]) -> None:
-        np.savez_compressed(
-            file,
-            worker=np.stack([trace.worker for trace in self._traces]),
-            read_version=np.stack([trace.read_version for trace in self._traces]),
-            sees_own=np.array([trace.sees_own for trace in self._traces]),
-            config=np.array(json.dumps(self._config)),
-        )
+        arrays: dict[str, Any] = dict(checkpoints.pack_traces(self._traces))
+        arrays["config"] = np.array(json.dumps(self._config))
+        np.savez_compressed(file, **arrays)
+
+
+class _Reached(NamedTuple):
+    """A recorded state, and how much of the records is its and of those before."""
+
+    state: EpochResult
+    num_rows: int
+    delay_counts: np.ndarray
+    num_traces: int
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -208,77 +351,3 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def describe(values: flags.FlagValues, resolved: dict[str, Any]) -> dict[str, Any]:
-    """What it takes to repeat a run: flags, versions, machine, commit.
-
-    Args:
-      values: parsed flags.
-      resolved: what the run made of flags without a value, such as a tuned step.
-
-    Returns:
-      A dictionary for config.json.
-    """
-    packages = ("asvrg", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
-    return {
-        "command": " ".join(["python -m", _module(), *map(shlex.quote, sys.argv[1:])]),
-        "flags": {name: values[name].value for name in sorted(values) if name not in ("help", "h")},
-        "resolved": resolved,
-        "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in packages},
-        "machine": {
-            "cores": len(os.sched_getaffinity(0)),
-            "processor": _processor(),
-            "system": platform.platform(),
-        },
-        "environment": {
-            name: os.environ.get(name) for name in ("NPROC", "XLA_FLAGS", "JAX_PLATFORMS")
-        },
-        "commit": _commit(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _module() -> str:
-    """The binary as python -m takes it; sys.argv[0] is its path then."""
-    path = Path(sys.argv[0])
-    return f"{path.parent.name}.{path.stem}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of this code, with "+changes" if files differ from it; None outside of git."""
-    here = Path(__file__).parent
-    try:
-        revision = _git(here, "rev-parse", "HEAD")
-        changes = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision + ("+changes" if changes else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=10,
-    )
-    return done.stdout.strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from asvrg import training
-from asvrg.types import Driver, EpochResult
+from asvrg.errors import DivergedError, InputError
+from asvrg.types import Driver
 from experiments import figures, launch, problem, recording
 from experiments.methods import Phase
 from experiments.problem import Problem
@@ -25,30 +28,41 @@ def train(
     *,
     title: str,
 ) -> None:
-    """Trains phase by phase; records every epoch; draws and summarises whatever was reached.
+    """Trains phase by phase, from the recorder's checkpoint on if it has one.
+
+    Records every epoch; draws and summarises whatever was reached.
 
     Args:
       problem_: what is minimised.
       phases: of the method, in their order.
       make_driver: a phase -> the driver that runs it.
-      recorder: open, of a new run.
+      recorder: open, not begun.
       title: of the figure.
 
     Raises:
+      InputError: the recorder's run has all these epochs already.
       DivergedError: the loss or x has an entry that is no finite number.
       WorkerError: a thread raised.
       KeyboardInterrupt: the user interrupted the run.
     """
-    reached = training.start(problem_.x0)
-    _record(recorder, problem_, reached)
+    num_epochs = phases[-1].num_epochs
+    reached = recorder.begin(num_epochs)
+    if reached is None:
+        reached = training.start(problem_.x0)
+        recorder.add(reached, problem.evaluate(problem_, reached.x))
+    else:
+        print(f"goes on after epoch {reached.epoch} of {num_epochs}", file=sys.stderr)
     try:
         with tqdm(
-            total=phases[-1].num_epochs,
+            total=num_epochs,
+            initial=reached.epoch,
             unit="epoch",
             file=sys.stderr,
             mininterval=0.2 if sys.stderr.isatty() else 5.0,
         ) as bar:
             for phase in phases:
+                if phase.num_epochs <= reached.epoch:
+                    continue
                 driver = make_driver(phase)
                 schedule = phase.schedule
                 results = training.run(
@@ -56,16 +70,22 @@ def train(
                 )
                 for reached in results:
                     launch.raise_if_interrupted()
-                    row = _record(recorder, problem_, reached)
+                    row = recorder.add(reached, problem.evaluate(problem_, reached.x))
                     if not math.isfinite(row.train_loss):
                         lr = schedule(reached.epoch - 1)
                         raise training.diverged("the training loss", reached.epoch, lr)
+                    recorder.checkpoint()
                     bar.set_postfix(loss=f"{row.train_loss:.4f}", refresh=False)
                     bar.update()
+    except (DivergedError, InputError):
+        raise  # It would happen again.
+    except BaseException:
+        _keep(recorder)
+        raise
     finally:
         figure = recorder.folder / recording.CURVES
         figures.draw_curves(figure, recorder.rows, title)
-        print(summary(recorder, phases[-1].num_epochs))
+        print(summary(recorder, num_epochs))
 
 
 def summary(recorder: Recorder, num_epochs: int) -> str:
@@ -107,7 +127,12 @@ def summary(recorder: Recorder, num_epochs: int) -> str:
     return "\n".join(f"{name:<18} {value}" for name, value in entries)
 
 
-def _record(recorder: Recorder, problem_: Problem, state: EpochResult) -> recording.Row:
-    row = recording.row(state, problem.evaluate(problem_, state.x))
-    recorder.add(row, state.trace)
-    return row
+def _keep(recorder: Recorder) -> None:
+    """Checkpoints a run that something stopped, and says how to go on with it."""
+    with contextlib.suppress(OSError):  # What stopped the run is told; an older one serves as well.
+        recorder.checkpoint(now=True)
+    folder = shlex.quote(str(recorder.folder))
+    print(
+        f"The same command with --out_dir={folder} goes on after epoch {recorder.saved_epoch}.",
+        file=sys.stderr,
+    )

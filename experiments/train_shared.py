@@ -17,7 +17,7 @@ from asvrg import delays, sampling
 from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError, check_count
 from asvrg.types import Driver, Trace
-from experiments import launch, methods, problem, recording, session
+from experiments import iterations, launch, methods, problem, provenance, recording, session
 from experiments.methods import Phase, Step
 from experiments.problem import Problem
 
@@ -33,6 +33,7 @@ TUNED = {
     "mnist": _MNIST,
     "fashion_mnist": _MNIST,
     "cifar10": {"sgd": Step(0.2, 0.3), "svrg": Step(0.2, 0.0)},
+    "cifar10_features": {"sgd": Step(0.5, 0.3), "svrg": Step(0.5, 0.0)},
     "digits": {"sgd": Step(0.5, 0.1), "svrg": Step(0.5, 0.0)},
 }
 
@@ -41,21 +42,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds all flags of this binary."""
     problem.define_flags(values)
     methods.define_flags(values, pretrain_epochs=10)
+    iterations.define_flags(values, inner_steps=1_000)
     recording.define_flags(values)
     flags.DEFINE_enum("driver", "threads", DRIVERS, "What owns x.", flag_values=values)
     flags.DEFINE_integer(
         "num_threads",
         None,
         "K, threads; with --driver=simulate, virtual workers. Default: 2, and 1 for simulate.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "batch_size", None, "b, samples of a mini-batch. Default: 10, or n.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "inner_steps",
-        1_000,
-        "m, updates in an epoch, those of all threads together.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -99,7 +92,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-    """Trains, and leaves metrics.csv, config.json and curves.png in the results folder."""
+    """Trains, and leaves metrics.csv, config.json and curves.png in the results folder.
+
+    In the folder of the same run, interrupted or shorter, it goes on with that run.
+    """
     _check_driver_flags(values)
     problem_ = problem.from_flags(values)
     sampler = make_sampler(values, problem_)
@@ -118,9 +114,10 @@ def main(values: flags.FlagValues) -> int:
     folder = recording.claim_folder(values.out_dir, f"train_shared-{name}")
     with recording.Recorder(
         folder,
-        recording.describe(values, resolved),
+        provenance.describe(values, resolved),
         save_trace=values.save_trace,
         tensorboard=values.tensorboard,
+        checkpoint_seconds=values.checkpoint_seconds,
     ) as recorder:
         session.train(
             problem_,
@@ -138,15 +135,11 @@ def make_sampler(values: flags.FlagValues, problem_: Problem) -> sampling.Sample
     Raises:
       InputError: --batch_size, --block_size, --read_groups or --seed is not accepted.
     """
-    n, dim = len(problem_.train[1]), problem_.objective.dim
-    batch_size = min(10, n) if values.batch_size is None else values.batch_size
+    dim = problem_.objective.dim
     block_size = min(1_000, dim) if values.block_size is None else values.block_size
-    check_count("--batch_size", batch_size, most=n)
     check_count("--block_size", block_size, least=0, most=dim)
     check_count("--read_groups", values.read_groups, most=dim)
-    return sampling.sampler(
-        n, dim, batch_size=batch_size, block_size=block_size or None, seed=values.seed
-    )
+    return iterations.make_sampler(values, problem_, block_size=block_size or None)
 
 
 def make_driver(

@@ -3,57 +3,183 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from asvrg import training
 from asvrg.errors import InputError
-from asvrg.types import Trace
-from experiments import recording
+from asvrg.types import EpochResult, Trace
+from experiments import checkpoints, recording
 from experiments.problem import Evaluation
 
 EVALUATION = Evaluation(0.1, 0.2, 0.3, 0.4, 1 / 3)
 
 
-def a_row(epoch: int) -> recording.Row:
-    state = training.start(np.zeros(2))._replace(epoch=epoch, seconds=0.5, updates=7, grad_evals=9)
-    return recording.row(state, EVALUATION)
+CONFIG = {"flags": {"lr": 1.0}, "resolved": {}, "started": "now"}
+TRACE = Trace(np.array([0, 1], np.int32), np.array([0, 0], np.int32), sees_own=True)
+
+
+def a_state(epoch: int, trace: Trace | None = None) -> EpochResult:
+    x = np.full(2, epoch, np.float32)
+    return EpochResult(epoch, x, 0.5 * epoch, 2 * epoch, 9 * epoch, trace)
+
+
+def a_line(epoch: int) -> str:
+    return f"{epoch},{epoch / 2:g},{2 * epoch},{9 * epoch},0.1,0.2,0.3,0.4,0.333333333,0,0"
+
+
+def a_recorder(
+    folder: Path, *, save_trace: bool = False, tensorboard: bool = False, seconds: float = 1e9
+) -> recording.Recorder:
+    return recording.Recorder(
+        folder,
+        CONFIG,
+        save_trace=save_trace,
+        tensorboard=tensorboard,
+        checkpoint_seconds=seconds,
+    )
 
 
 def test_row_has_the_delays_of_the_epochs_trace():
     trace = Trace(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 0]))
-    row = recording.row(training.start(np.zeros(2))._replace(trace=trace), EVALUATION)
+    row = recording.row(a_state(1, trace), EVALUATION)
     assert row.mean_delay == (0 + 1 + 1 + 3) / 4
     assert row.max_delay == 3
-    assert a_row(0).mean_delay == a_row(0).max_delay == 0
+    row = recording.row(a_state(0), EVALUATION)
+    assert row.mean_delay == row.max_delay == 0
 
 
 def test_every_line_is_on_disk_as_soon_as_it_is_added(tmp_path):
-    with recording.Recorder(tmp_path, {"a": 1}, save_trace=False, tensorboard=False) as recorder:
-        assert json.loads((tmp_path / "config.json").read_text()) == {"a": 1}
+    with a_recorder(tmp_path) as recorder:
+        assert not list(tmp_path.iterdir())
+        recorder.begin(3)
+        assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
         for epoch in range(3):
-            recorder.add(a_row(epoch), None)
+            recorder.add(a_state(epoch), EVALUATION)
             lines = (tmp_path / "metrics.csv").read_text().splitlines()
             assert lines[0] == ",".join(recording.Row._fields)
-            assert len(lines) == epoch + 2
-            assert lines[-1] == f"{epoch},0.5,7,9,0.1,0.2,0.3,0.4,0.333333333,0,0"
+            assert lines[1:] == [a_line(e) for e in range(epoch + 1)]
 
 
-def test_traces_are_kept_when_the_run_fails(tmp_path):
-    trace = Trace(np.array([0, 1], np.int32), np.array([0, 0], np.int32), sees_own=True)
+def fail_after(
+    recorder: recording.Recorder,
+    num_epochs: int,
+    *,
+    trace: Trace | None = None,
+    checkpoint_at: int | None = None,
+) -> None:
+    """Records epochs 0 to `num_epochs` of a run that then raises."""
 
-    def run():
-        with recording.Recorder(tmp_path, {}, save_trace=True, tensorboard=False) as recorder:
-            recorder.add(a_row(0), None)
-            recorder.add(a_row(1), trace)
+    def run() -> None:
+        with recorder:
+            recorder.begin(9)
+            for epoch in range(num_epochs + 1):
+                recorder.add(a_state(epoch, trace if epoch else None), EVALUATION)
+                recorder.checkpoint(now=epoch == checkpoint_at)
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
         run()
+
+
+def test_traces_are_kept_when_the_run_fails(tmp_path):
+    fail_after(a_recorder(tmp_path, save_trace=True), 1, trace=TRACE)
     with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
-        assert saved["worker"].tolist() == [[0, 1]]
-        assert saved["sees_own"].tolist() == [True]
+        (trace,) = checkpoints.unpack_traces(saved)
+        assert json.loads(str(saved["config"])) == CONFIG
+    np.testing.assert_equal(trace._asdict(), TRACE._asdict())
+
+
+def test_a_run_goes_on_from_its_checkpoint_with_the_records_of_one_run(tmp_path):
+    first = a_recorder(tmp_path, save_trace=True)
+    fail_after(first, 3, trace=TRACE, checkpoint_at=2)
+    # A process that is killed may leave half of a line after those that the checkpoint lacks.
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("4,0.")
+
+    with a_recorder(tmp_path, save_trace=True) as second:
+        state = second.begin(5)
+        assert state.x.tolist() == [2.0, 2.0]
+        assert state._replace(x=None) == a_state(2)._replace(x=None)
+        assert second.rows == first.rows[:3]
+        assert second.delay_counts.tolist() == [2, 2]
+        for epoch in (3, 4, 5):
+            second.add(a_state(epoch, TRACE), EVALUATION)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2", "3", "4", "5"]
+    assert second.delay_counts.tolist() == [5, 5]
+    with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
+        assert saved["worker"].shape == (5, 2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["resumed"] == [{"epoch": 2, "started": "now"}]
+
+
+@pytest.mark.parametrize(("seconds", "epoch"), [(0, 3), (1e9, 0)])
+def test_checkpoints_are_as_far_apart_as_asked(tmp_path, seconds, epoch):
+    fail_after(a_recorder(tmp_path, seconds=seconds), 3)
+    with a_recorder(tmp_path) as recorder:
+        assert recorder.begin(4).epoch == epoch
+
+
+def test_a_run_that_ends_well_is_finished(tmp_path):
+    with a_recorder(tmp_path) as recorder:
+        recorder.begin(1)
+        for epoch in (0, 1):
+            recorder.add(a_state(epoch), EVALUATION)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (
+        pytest.raises(
+            InputError, match="is finished: it has done 1 epochs, and --num_epochs must be more"
+        ),
+        a_recorder(tmp_path) as again,
+    ):
+        again.begin(1)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with a_recorder(tmp_path) as more:
+        assert more.begin(2).epoch == 1
+
+
+def test_the_records_of_an_epoch_that_ctrl_c_cut_short_are_not_in_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    with a_recorder(tmp_path) as recorder:
+        recorder.begin(9)
+        recorder.add(a_state(0), EVALUATION)
+
+        def interrupted(trace: Trace) -> np.ndarray:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(recording.delays, "staleness", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.add(a_state(1, TRACE), EVALUATION)
+        recorder.checkpoint(now=True)
+        assert recorder.saved_epoch == 0
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    with a_recorder(tmp_path) as first:
+        first.begin(9)
+        first.add(a_state(0), EVALUATION)
+        with (
+            pytest.raises(InputError, match="a folder that no other process writes to"),
+            a_recorder(tmp_path) as second,
+        ):
+            second.begin(9)
+        first.add(a_state(1), EVALUATION)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[1:] == [a_line(0), a_line(1)]
+
+
+def test_tensorboard_hides_the_events_after_the_checkpoint(tmp_path):
+    fail_after(a_recorder(tmp_path, tensorboard=True), 2)
+    with a_recorder(tmp_path, tensorboard=True) as recorder:
+        recorder.begin(9)
+        recorder.add(a_state(1), EVALUATION)
+    events = [path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()]
+    restart = Event(step=1, session_log=SessionLog(status=SessionLog.START)).SerializeToString()
+    assert sum(restart in content for content in events) == 1
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
@@ -79,5 +205,13 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
 
 def test_folder_of_another_run_is_refused(tmp_path):
     (tmp_path / "metrics.csv").touch()
+    (tmp_path / "checkpoint").mkdir()
     with pytest.raises(InputError, match=r"--out_dir must be a folder without another run"):
         recording.claim_folder(str(tmp_path), "name")
+
+
+def test_folder_with_a_checkpoint_is_that_of_a_run_but_of_no_benchmark(tmp_path):
+    fail_after(a_recorder(tmp_path), 1)
+    assert recording.claim_folder(str(tmp_path), "name") == tmp_path
+    with pytest.raises(InputError, match="without another run's results"):
+        recording.claim_folder(str(tmp_path), "name", holds="config.json")

@@ -18,7 +18,7 @@ import pytest
 
 from asvrg import delays
 from asvrg.types import Trace
-from experiments import train_shared
+from experiments import problem, train_shared
 from tests.binaries import SMALL, read_metrics, run, without_clock
 
 pytestmark = pytest.mark.timeout(180)
@@ -138,6 +138,7 @@ BAD_FLAGS = [
     (["--driver=simulate", "--read=view"], "--read belongs to --driver=threads"),
     (["--driver=simulate", "--delay=3"], "--delay belongs to --delays=constant or uniform"),
     (["--num_epoch=3"], "num_epoch"),
+    (["--checkpoint_seconds=-1"], "--checkpoint_seconds=-1"),
     (["--out_dir="], "--out_dir must name a folder"),
     (["--out_dir=" + 300 * "x"], "--out_dir must be a folder that can be made"),
     (["--driver=simulate", "--delays=uniform", "--read_groups=761"], "--read_groups must be"),
@@ -203,22 +204,131 @@ def test_interrupt_ends_the_process_and_keeps_what_is_written(tmp_path):
     assert "interrupted" in err
     assert "Traceback" not in err
     rows = read_metrics(tmp_path)
+    resume = f"The same command with --out_dir={tmp_path} goes on after epoch {rows[-1]['epoch']}."
+    assert resume in err
     assert f"epochs             {rows[-1]['epoch']} of 100000" in out
     assert all(None not in row.values() for row in rows)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_interrupt_while_xla_compiles_is_no_crash(tmp_path):
-    # As soon as the folder is there, x^0 is evaluated and everything else is compiled.
+    # As soon as config.json is there, x^0 is evaluated and everything else is compiled.
     for delay in (0.0, 0.3, 0.6):
         folder = tmp_path / str(delay)
         with running("--num_epochs=100000", f"--out_dir={folder}") as process:
-            wait_for_lines(process, folder / "metrics.csv", 1)
+            wait_for_lines(process, folder / "config.json", 1)
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate()
         assert process.returncode == 130, err
         assert "interrupted" in err
+
+
+def delays_in(summary: str) -> list[str]:
+    return [line for line in summary.splitlines() if line.startswith("delays")]
+
+
+@pytest.mark.parametrize(
+    ("reached", "flags"),
+    [
+        (1, ("--method=sgd_svrg", "--pretrain_epochs=1", "--num_threads=1")),
+        (2, ("--driver=simulate", "--delays=uniform", "--delay=6", "--read_groups=4")),
+        (0, ("--driver=simulate", "--num_threads=3", "--method=sgd", "--dtype=float64")),
+    ],
+)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    tmp_path, monkeypatch, capsys, reached, flags
+):
+    arguments = [*SMALL, "--save_trace", *flags]
+    assert run(train_shared, *arguments, f"--out_dir={tmp_path}/whole") == 0
+    undisturbed = delays_in(capsys.readouterr().out)
+
+    evaluate, calls = problem.evaluate, []
+
+    def interrupted(problem_, x):
+        calls.append(x)
+        if len(calls) > reached + 1:
+            raise KeyboardInterrupt
+        return evaluate(problem_, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(problem, "evaluate", interrupted)
+        assert run(train_shared, *arguments, f"--out_dir={tmp_path}/parts") == 130
+    capsys.readouterr()
+    assert run(train_shared, *arguments, f"--out_dir={tmp_path}/parts") == 0
+    assert delays_in(capsys.readouterr().out) == undisturbed
+
+    whole, parts = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    assert without_clock(whole) == without_clock(parts)
+    seconds = [float(row["seconds"]) for row in parts]
+    assert seconds == sorted(seconds)
+    with (
+        np.load(tmp_path / "whole" / "trace.npz", allow_pickle=False) as one,
+        np.load(tmp_path / "parts" / "trace.npz", allow_pickle=False) as two,
+    ):
+        for name in set(one) - {"config"}:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    flags = ("--driver=simulate", "--num_threads=2", "--checkpoint_seconds=0")
+    with running("--num_epochs=100000", *flags, f"--out_dir={parts}") as process:
+        wait_for_lines(process, parts / "metrics.csv", 5)
+        process.kill()
+    num_epochs = len((parts / "metrics.csv").read_text().splitlines()) + 2
+    for folder in (parts, whole):
+        arguments = (*SMALL, *flags, f"--num_epochs={num_epochs}", f"--out_dir={folder}")
+        assert run(train_shared, *arguments) == 0
+    rows = read_metrics(parts)
+    assert [int(row["epoch"]) for row in rows] == list(range(num_epochs + 1))
+    assert without_clock(rows) == without_clock(read_metrics(whole))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(tmp_path, capsys):
+    arguments = [*SMALL, "--driver=simulate", f"--out_dir={tmp_path}/a"]
+    assert run(train_shared, *arguments, "--num_epochs=2") == 0
+    before = contents(tmp_path)
+    for flags, sentence in [
+        (("--num_epochs=2",), "is finished: it has done 2 epochs"),
+        (("--lr=0.1", "--seed=3"), "--lr=0.2, --seed=0, which goes on with the same flags only"),
+    ]:
+        assert run(train_shared, *arguments, *flags) == 2
+        printed = capsys.readouterr()
+        assert sentence in printed.err
+        assert "Traceback" not in printed.err
+    assert contents(tmp_path) == before
+
+    assert run(train_shared, *arguments, "--num_epochs=5", "--checkpoint_seconds=0") == 0
+    whole = [*SMALL, "--driver=simulate", "--num_epochs=5", f"--out_dir={tmp_path}/b"]
+    assert run(train_shared, *whole) == 0
+    assert without_clock(read_metrics(tmp_path / "a")) == without_clock(
+        read_metrics(tmp_path / "b")
+    )
+
+
+def test_damaged_checkpoints_never_lose_results(tmp_path, capsys):
+    arguments = [*SMALL, "--driver=simulate", "--checkpoint_seconds=0", f"--out_dir={tmp_path}"]
+    assert run(train_shared, *arguments) == 0
+    rows = without_clock(read_metrics(tmp_path))
+    for path in (tmp_path / "checkpoint" / "150").rglob("content"):
+        path.write_bytes(path.read_bytes()[:-30])
+    assert run(train_shared, *arguments) == 0
+    assert "is damaged" in capsys.readouterr().err
+    assert without_clock(read_metrics(tmp_path)) == rows
+
+    for path in (tmp_path / "checkpoint").rglob("content"):
+        path.write_bytes(b"")
+    before = contents(tmp_path)
+    assert run(train_shared, *arguments, "--num_epochs=9") == 2
+    printed = capsys.readouterr()
+    assert "whose checkpoints are all damaged; name another folder" in printed.err
+    assert "Traceback" not in printed.err
+    assert contents(tmp_path) == before
 
 
 def test_help_lists_the_flags(capsys):
