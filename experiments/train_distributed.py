@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
 from absl import flags
 
 from asvrg.drivers import mpi
 from asvrg.errors import InputError, check_count
 from asvrg.sampling import Sampler
-from experiments import iterations, launch, methods, problem, recording, session
+from experiments import iterations, launch, methods, problem, provenance, recording, session
 from experiments.methods import Phase, Step
 from experiments.problem import Problem
 
@@ -89,34 +89,27 @@ def main(values: flags.FlagValues) -> int:
 
 
 def yield_cores(environment: MutableMapping[str, str]) -> None:
-    """Has MPI let go of the core while it waits, where a host has more ranks than cores.
+    """Has MPI let go of the core while it waits.
 
-    A rank that spins takes the core from those that compute. A setting of the user's own stays. It
-    takes effect only before MPI starts.
+    A rank that spins takes the core from those that compute, where there are more ranks than cores,
+    or other programs. A setting of the user's own stays. It takes effect only before MPI starts.
 
     Args:
-      environment: `os.environ`, where the launcher leaves the number of ranks of this host.
+      environment: `os.environ`.
     """
-    if _local_ranks(environment) > len(os.sched_getaffinity(0)):
-        environment.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "0")  # MPICH
-        environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # Open MPI
-
-
-def _local_ranks(environment: Mapping[str, str]) -> int:
-    names = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
-    sizes = [environment[name] for name in names if environment.get(name, "").isdecimal()]
-    return int(sizes[0]) if sizes else 1
+    environment.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "0")  # MPICH
+    environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # Open MPI
 
 
 def _serve(job: mpi.Job, values: flags.FlagValues, phases: list[Phase]) -> None:
     problem_ = problem.from_flags(values)
     sampler = iterations.make_sampler(values, problem_)
-    resolved = _resolved(job, problem_, sampler, phases)
+    resolved = _resolved(problem_, sampler, phases)
     name = f"{values.dataset}-{values.method}"
     folder = recording.claim_folder(values.out_dir, f"train_distributed-{name}")
     recorder = recording.Recorder(
         folder,
-        recording.describe(values, resolved),
+        provenance.describe(values, resolved) | {"job": _describe(job)},
         save_trace=values.save_trace,
         tensorboard=values.tensorboard,
         checkpoint_seconds=values.checkpoint_seconds,
@@ -139,12 +132,13 @@ def _serve(job: mpi.Job, values: flags.FlagValues, phases: list[Phase]) -> None:
         )
 
 
-def _resolved(
-    job: mpi.Job, problem_: Problem, sampler: Sampler, phases: list[Phase]
-) -> dict[str, object]:
+def _describe(job: mpi.Job) -> dict[str, object]:
+    """What a resumed run may change."""
+    return {"num_workers": job.num_workers, "fault_tolerant": job.fault_tolerant}
+
+
+def _resolved(problem_: Problem, sampler: Sampler, phases: list[Phase]) -> dict[str, object]:
     return {
-        "num_workers": job.num_workers,
-        "fault_tolerant": job.fault_tolerant,
         "num_train": sampler.num_samples,
         "num_test": len(problem_.test[1]),
         "dim": sampler.dim,

@@ -21,7 +21,6 @@ of a rank ends the job.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import traceback
@@ -244,8 +243,9 @@ def driver(
 
     def warm_up(x: Array) -> None:
         if sums and exchange is not None:
-            exchange.compile_snapshot(estimator, jnp.asarray(own(x)), (), (), {})
+            exchange.trace_snapshot(estimator, jnp.asarray(own(x)), (), (), {})
         server.warm_up(index, collective=sums and exchange is not None)
+        prepare(x)  # compiles the collectives, where messages do not carry the snapshot
 
     evals = estimator.grad_evals(plan.sampler.num_samples, plan.sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
@@ -329,9 +329,10 @@ def leave(code: int) -> NoReturn:
 
 
 def _exchange(job: Job, plan: Plan) -> Exchange | None:
-    """The functions of mpi4jax, or None where that is not installed."""
-    if importlib.util.find_spec("mpi4jax") is None:
+    """The functions of mpi4jax; None where that is not installed, or was built with another MPI."""
+    try:
+        from asvrg.drivers.mpi.exchange import Exchange
+    except (ImportError, RuntimeError) as error:
+        logging.log_first_n(logging.INFO, "Without mpi4jax: %s", 1, error)
         return None
-    from asvrg.drivers.mpi.exchange import Exchange
-
     return Exchange(job.world, plan.sampler.num_samples)

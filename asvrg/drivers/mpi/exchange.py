@@ -59,16 +59,20 @@ class Exchange:
             )
         jax.block_until_ready(self._loops[estimator](x, snapshot, data, draws, count))
 
-    def compile_snapshot(
+    def trace_snapshot(
         self, estimator: Estimator, x: Array, data: Data, cache: PyTree, units: Mapping[int, Units]
     ) -> None:
-        """Compiles `snapshot` for arguments like these, without a message."""
+        """Makes `snapshot` ready for arguments like these, without a message.
+
+        What it would raise in the middle of a collective, it raises here. (Compiled ahead of time,
+        a function with ordered effects can be called only once, in jax 0.10.2.)
+        """
         function = functools.partial(
             _snapshot, self._world.collectives, estimator, tuple(units), self._num_samples
         )
         compiled = jax.jit(function, donate_argnums=2)
-        lowered = compiled.lower(x, data, cache, tuple(units.values()))
-        self._passes[estimator, tuple(units)] = lowered.compile()
+        compiled.lower(x, data, cache, tuple(units.values()))
+        self._passes[estimator, tuple(units)] = compiled
 
     def snapshot(
         self, estimator: Estimator, x: Array, data: Data, cache: PyTree, units: Mapping[int, Units]

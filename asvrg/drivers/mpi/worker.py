@@ -52,7 +52,7 @@ class Exchange(Protocol):
         count: int,
     ) -> None: ...
 
-    def compile_snapshot(  # noqa: D102
+    def trace_snapshot(  # noqa: D102
         self, estimator: Estimator, x: Array, data: Data, cache: PyTree, units: Mapping[int, Units]
     ) -> None: ...
 
@@ -202,7 +202,7 @@ class Worker:
             return
         self._exchange.loop(self._estimator, self._x_tilde, self._snapshot(), self._data, draws, 0)
         if collective:
-            self._exchange.compile_snapshot(
+            self._exchange.trace_snapshot(
                 self._estimator, self._x_tilde, self._data, self._cache, self._by_size(self._units)
             )
 
