@@ -55,7 +55,7 @@ def main(values: flags.FlagValues) -> int:
     """Times the contestants, prints their table and adds it to updates.csv."""
     check_count("--repeats", values.repeats)
     check_count("--inner_steps", values.inner_steps)
-    train_distributed.yield_cores(os.environ)
+    train_distributed.configure_mpi(os.environ)
     job = mpi.connect()
     problem_ = problem.from_flags(values)
     sampler = iterations.make_sampler(values, problem_)

@@ -1,0 +1,133 @@
+"""The binary of Algorithms 2 and 3, started by mpiexec as its users start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asvrg import delays
+from experiments import checkpoints, train_distributed
+from tests import binaries, mpi_jobs
+
+pytestmark = pytest.mark.timeout(150)
+
+BINARY = ["-m", "experiments.train_distributed"]
+SMALL = ["--num_train=100", "--num_test=50", "--hidden=10", "--inner_steps=50", "--lr=0.2"]
+
+
+def run(folder: Path, *arguments: str, ranks: int = 3, **launch) -> subprocess.CompletedProcess:
+    """Runs the binary on the digits."""
+    return mpi_jobs.mpiexec([*BINARY, f"--out_dir={folder}", *SMALL, *arguments], ranks, **launch)
+
+
+@pytest.mark.parametrize("launch", [{"fault_tolerant": True}, {"mpi": "mpich"}])
+def test_a_run_leaves_what_every_binary_leaves(launch, tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "--method=sgd_svrg", "--num_epochs=3", "--max_delay=4", "--save_trace", **launch
+    )
+    assert done.returncode == 0, done.stderr
+    rows = binaries.read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["updates"] for row in rows] == ["0", "50", "100", "150"]
+    # An epoch of SGD (b m), then two of SVRG (n + 2 b m).
+    assert [row["grad_evals"] for row in rows] == ["0", "500", "1600", "2700"]
+    assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
+    assert all(int(row["max_delay"]) <= 4 for row in rows)
+    with np.load(tmp_path / "trace.npz") as saved:
+        traces = checkpoints.unpack_traces(saved)
+    assert [int(delays.staleness(trace).max()) for trace in traces] == [
+        int(row["max_delay"]) for row in rows[1:]
+    ]
+    assert all(len(trace.shards or ()) == 2 for trace in traces)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["job"]["num_workers"] == 2
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert done.stdout.count("training loss") == 1  # rank 0 alone prints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--shard_sizes=60,30"], "shard_sizes must be 2 numbers, one for each worker, with the"),
+        (["--shard_sizes=60,x"], "--shard_sizes must be whole numbers with commas between, got"),
+        (["--max_delay=-1"], "--max_delay must be a whole number of at least 0, got -1."),
+        (["--batch_size=101"], "--batch_size must be a whole number from 1 to 100, got 101."),
+    ],
+)
+def test_bad_input_is_told_once_and_ends_all_ranks(arguments, sentence, tmp_path: Path) -> None:
+    done = run(tmp_path, *arguments, timeout=40)
+    assert done.returncode == 2
+    assert done.stderr.count(sentence) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_single_process_is_told_what_to_do() -> None:
+    done = subprocess.run(
+        [sys.executable, *BINARY],
+        cwd=mpi_jobs.ROOT,
+        env=os.environ | mpi_jobs.ENV["openmpi"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "mpiexec must start one server and at least one worker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_worker_ends_mpich_and_the_same_command_resumes(tmp_path: Path) -> None:
+    arguments = ["--num_epochs=400", "--checkpoint_seconds=0", "--inner_steps=200"]
+    victim: list[int] = []
+
+    def on_start(job: subprocess.Popen) -> None:
+        threading.Thread(target=kill_a_worker, args=(tmp_path, job, victim), daemon=True).start()
+
+    done = run(tmp_path, *arguments, mpi="mpich", on_start=on_start)
+    assert victim
+    assert done.returncode != 0
+    assert "BAD TERMINATION" in done.stdout + done.stderr
+    reached = len(binaries.read_metrics(tmp_path)) - 1
+    assert 2 <= reached < 400
+    more = [f"--num_epochs={reached + 3}", *arguments[1:]]
+    again = run(tmp_path, *more, mpi="mpich")
+    assert again.returncode == 0, again.stderr
+    rows = binaries.read_metrics(tmp_path)
+    assert [int(row["epoch"]) for row in rows] == list(range(reached + 4))
+
+
+def kill_a_worker(folder: Path, job: subprocess.Popen, victim: list[int]) -> None:
+    """Sends SIGKILL to a worker when three epochs are done."""
+    metrics = folder / "metrics.csv"
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if metrics.exists() and metrics.read_text().count("\n") > 4:
+            break
+        time.sleep(0.01)
+    mark = dict(
+        entry.partition("=")[::2]
+        for entry in Path(f"/proc/{job.pid}/environ").read_text().split("\0")
+    )[mpi_jobs.MARK]
+    for pid in mpi_jobs.processes(mark):
+        environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        if "PMI_RANK=1" in environment:
+            victim.append(pid)
+            os.kill(pid, signal.SIGKILL)
+            return
+
+
+def test_ranks_yield_their_core_unless_the_user_says_otherwise() -> None:
+    environment = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1000"}
+    train_distributed.configure_mpi(environment)
+    assert environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] == "1000"
+    assert environment["OMPI_MCA_mpi_yield_when_idle"] == "1"
