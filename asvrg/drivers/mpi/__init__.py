@@ -22,6 +22,7 @@ of a rank ends the job.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -164,8 +165,8 @@ def serve(
         )
     finally:
         if not server.stop():
-            logging.error("Not all workers ended in time.")
-            job.world.packets.Abort(1)
+            logging.error("Not all workers ended in time; the job is aborted.")
+            _abort(job)
         star.close()
 
 
@@ -326,6 +327,15 @@ def leave(code: int) -> NoReturn:
             # MPI_Finalize hangs after some deaths (Open MPI 5.0.11).
             os._exit(code)
     sys.exit(code)
+
+
+def _abort(job: Job) -> NoReturn:
+    """Ends all processes at once."""
+    if job.fault_tolerant:
+        # MPI_Abort spins for ever there (Open MPI 5.0.11); a dead server is noticed by all workers.
+        os.kill(os.getpid(), signal.SIGKILL)
+    job.world.packets.Abort(1)
+    raise AssertionError("MPI_Abort returned.")
 
 
 def _exchange(job: Job, plan: Plan) -> Exchange | None:

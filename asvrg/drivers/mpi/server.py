@@ -257,6 +257,7 @@ class InnerLoop:
         self._step = np.empty_like(x)
         self._pool = inner_steps
         self._granted = dict.fromkeys(server.books, 0)
+        self._stream = dict.fromkeys(server.books, 0)  # of the newest grant
         self._out = {k: collections.deque[Work]() for k in server.books}
         self._num_out = 0
         # With first in, first out, delays never exceed the number that is out, less one.
@@ -307,7 +308,7 @@ class InnerLoop:
             left[message.worker] -= 1
         while time.monotonic() < until:
             for k in star.alive:
-                if k not in failed and self._granted.get(k, 0):
+                if k not in failed and self._granted.get(k, 0) and left[k] - self._granted[k] < 2:
                     self._granted[k] -= 1
                     star.send_vector(k, self._x)
             if not any(left.get(k, 0) for k in star.alive if k not in failed):
@@ -316,6 +317,8 @@ class InnerLoop:
             if answer is not None and answer.tag is Tag.RESULT:
                 left[answer.worker] -= 1
                 star.give_back(answer)
+            elif answer is not None and answer.tag is Tag.ERROR:
+                failed.add(answer.worker)
 
     def _serve(self) -> None:
         """Sends x to who has nothing to do, as far as `max_delay` allows."""
@@ -327,7 +330,6 @@ class InnerLoop:
     def _give(self, k: int) -> bool:
         """Sends x to worker k; False if there is no iteration left for it."""
         server = self._server
-        stream = server.stream(k)
         if self._granted[k] == 0:
             # Smaller grants towards the end, so that no worker is left with many.
             count = min(GRANT, -(-self._pool // (2 * len(server.books))))
@@ -335,12 +337,13 @@ class InnerLoop:
                 return False
             self._pool -= count
             self._granted[k] = count
+            self._stream[k] = stream = server.stream(k)
             if stream not in self._shards:
                 self._shards[stream] = server.shard(k)
             server.star.send(k, Tag.GRANT, (self._epoch, count, stream))
         self._granted[k] -= 1
         server.star.send_vector(k, self._x)
-        self._out[k].append(Work(self._landed, stream))
+        self._out[k].append(Work(self._landed, self._stream[k]))
         self._num_out += 1
         return True
 
@@ -360,7 +363,8 @@ class InnerLoop:
             self._version[self._landed] = work.version
             self._landed += 1
             self._num_out -= 1
-            self._idle.append(message.worker)
+            if message.worker not in self._idle:
+                self._idle.append(message.worker)
             i = 0
 
     def _may_land(self, k: int) -> bool:
@@ -383,6 +387,7 @@ class InnerLoop:
             for _ in range(lost):
                 self._out[k].pop()
         server.deal()
+        self._land()  # what waited for an x_hat of the dead
         self._idle = collections.deque(k for k in server.books if len(self._out[k]) < self._depth)
 
     def _all_shards(self) -> tuple[Shard, ...]:

@@ -232,6 +232,8 @@ class Star:
     def _poll_packets(self) -> bool:
         arrived, status = False, MPI.Status()
         for k in self.alive:
+            if k not in self._packet_in:  # it died with another one, just now
+                continue
             request, content = self._packet_in[k]
             try:
                 if request.Test(status):
