@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +16,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests import mpi_jobs
 
 ROOT = pathlib.Path(__file__).parent.parent
 PINS = ROOT / "third_party" / "requirements"
@@ -102,12 +103,12 @@ def import_names(*, outside_core: bool) -> list[str]:
     ]
 
 
-# asvrg and all its modules, but for the one that is there to import MPI.
+# asvrg and all its modules, but for the two that are there to import MPI.
 IMPORT_ALL = """
 import importlib, pkgutil
 import asvrg
 for module in pkgutil.walk_packages(asvrg.__path__, "asvrg."):
-    if module.name != "asvrg.drivers.mpi":
+    if module.name not in ("asvrg.drivers.mpi.transport", "asvrg.drivers.mpi.exchange"):
         importlib.import_module(module.name)
 """
 
@@ -207,22 +208,11 @@ pathlib.Path(__file__).with_name(f"rank {rank} is right").touch()
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("mpi4jax") is None,
-    reason="mpi4jax is not installed; 'third_party/install.sh test' says what it lacks",
-)
+@mpi_jobs.needs_mpi4jax
 def test_two_mpi_ranks_exchange_arrays_inside_and_outside_jit(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(MPI_PROGRAM)
-    mpiexec = pathlib.Path(sys.executable).parent / "mpiexec"
-    result = subprocess.run(
-        [mpiexec, "-n", "2", sys.executable, "-W", "error", program],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = mpi_jobs.mpiexec(["-W", "error", str(program)], 2, timeout=120)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.glob("rank *")) == [
         "rank 0 is right",
@@ -247,7 +237,8 @@ else
   exit "${PROBE_STATUS:-0}"
 fi
 """
-WHEELS, EDITABLE, MPI4JAX = "pip wheels.txt", "pip .", "pip mpi4jax.txt"
+WHEELS, EDITABLE = "pip wheels.txt", "pip ."
+MPICH, MPI4JAX = "pip mpich.txt", "pip mpi4jax.txt"
 
 
 class FakeMachine:
@@ -292,7 +283,7 @@ def machine(tmp_path: pathlib.Path) -> FakeMachine:
 def test_install_does_nothing_twice(machine):
     assert machine.install("run")[:2] == (0, ["venv", WHEELS, EDITABLE])
     assert machine.install("run")[:2] == (0, [])
-    assert machine.install("test")[:2] == (0, [WHEELS, EDITABLE, MPI4JAX])
+    assert machine.install("test")[:2] == (0, [WHEELS, EDITABLE, MPICH, MPI4JAX])
     assert machine.install("test")[:2] == (0, [])
     assert machine.install("run")[:2] == (0, []), "what the tests need holds all that a run needs"
 
@@ -318,11 +309,17 @@ def test_install_starts_anew_after_a_call_that_was_cut_off(machine):
     assert machine.install("run")[:2] == (0, ["venv", WHEELS, EDITABLE])
 
 
+def test_install_starts_anew_where_two_packages_would_own_mpiexec(machine):
+    machine.install("run")
+    (machine.root / ".venv/lib/python3.11/site-packages/mpich-5.0.2.dist-info").mkdir(parents=True)
+    assert machine.install("test")[1][:1] == ["venv"]
+
+
 def test_install_leaves_out_only_mpi4jax_without_compiler(machine):
     (machine.bin / "c++").unlink()
     for first in (["venv"], []):
         status, calls, output = machine.install("test")
-        assert (status, calls) == (0, [*first, WHEELS, EDITABLE])
+        assert (status, calls) == (0, [*first, WHEELS, EDITABLE, MPICH])
         assert "left out mpi4jax, which needs a C++ compiler" in output
 
 
