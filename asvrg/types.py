@@ -111,11 +111,12 @@ class Trace(NamedTuple):
     own updates if it applies those to its copy of x (`sees_own`).
 
     Attributes:
-      worker: int32 [m].
+      worker: int32 [m]; a worker that took over samples of a dead one counts as another from then
+        on, with a stream of its own: number k + K, k + 2 K, ... for worker k of K.
       read_version: int32 [m]; or [m, G] where G groups of coordinates were read at different
         times (an inconsistent read).
       sees_own: whether a worker sees the updates that it made since it read x.
-      shards: the Shard of each worker; None if all of them draw from all samples.
+      shards: the Shard of each of these numbers; None if all of them draw from all samples.
     """
 
     worker: np.ndarray

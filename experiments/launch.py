@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from types import FrameType
 from typing import NoReturn
@@ -48,9 +49,9 @@ def run(
     try:
         rest = values(argv, known_only=False)[1:]
         if values.help:
-            print(
-                f"{main.__globals__['__doc__']}\nFlags:\n{values.get_help(include_special_flags=False)}"
-            )
+            if is_first_rank(os.environ):
+                listing = values.get_help(include_special_flags=False)
+                print(f"{main.__globals__['__doc__']}\nFlags:\n{listing}")
             return 0
         if rest:
             raise InputError(f"flags must have the form --name=value, got {' '.join(rest)!r}.")
@@ -105,7 +106,12 @@ def start(
       define_flags: adds the binary's flags to the values.
       leave: ends the process with an exit code; None for the usual way.
     """
-    (leave or _leave)(run(main, define_flags))
+    try:
+        code = run(main, define_flags)
+    except Exception:  # noqa: BLE001, other ranks wait for `leave`
+        traceback.print_exc()
+        code = FAILED
+    (leave or _leave)(code)
 
 
 def _leave(code: int) -> NoReturn:

@@ -14,9 +14,9 @@ All ranks run the same program, started together by mpiexec, with the same argum
 
 Importing this package starts no MPI; `connect` does.
 
-Under Open MPI's `mpiexec --with-ft ulfm` the job goes on when workers die, at any moment: their
-samples go to the others and exactly m updates land in every epoch. Under other launchers the death
-of a rank ends the job.
+Under Open MPI's `mpiexec --with-ft ulfm` the job goes on when workers die, at any moment once all
+have started: their samples go to the others and exactly m updates land in every epoch. Under other
+launchers the death of a rank ends the job.
 """
 
 from __future__ import annotations
@@ -164,9 +164,13 @@ def serve(
             dict.fromkeys(("receive", "update", "send"), 0.0),
         )
     finally:
-        if not server.stop():
-            logging.error("Not all workers ended in time; the job is aborted.")
-            _abort(job)
+        cause, stopped = sys.exception(), False
+        try:
+            stopped = server.stop()
+        finally:
+            if not stopped:
+                logging.error("Not all workers ended in time; the job is aborted. %s", cause or "")
+                _abort(job)
         star.close()
 
 
@@ -268,7 +272,7 @@ def work(
       job: from `connect`, of a rank above 0.
       estimators: those that the server will name by their index.
       data: all n samples, a pytree of arrays [n, ...]; the worker draws from its shard.
-      sampler: the same as the server's, and so are the others:
+      sampler: the same as the server's, as are dtype, shard_sizes and chunk_size.
       dtype: of x.
       shard_sizes: n_k of each worker.
       chunk_size: samples at once in the pass for grad f(x_tilde).
@@ -331,6 +335,8 @@ def leave(code: int) -> NoReturn:
 
 def _abort(job: Job) -> NoReturn:
     """Ends all processes at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     if job.fault_tolerant:
         # MPI_Abort spins for ever there (Open MPI 5.0.11); a dead server is noticed by all workers.
         os.kill(os.getpid(), signal.SIGKILL)

@@ -89,6 +89,8 @@ class Exchange:
         Returns:
           x_tilde [d], grad f(x_tilde) [d], and the cache.
         """
+        if (estimator, tuple(units)) not in self._passes:
+            self.trace_snapshot(estimator, x, data, cache, units)
         compiled = self._passes[estimator, tuple(units)]
         return jax.block_until_ready(compiled(x, data, cache, tuple(units.values())))
 

@@ -16,7 +16,7 @@ from asvrg.types import Shard
 
 SERVER = 0  # rank
 HEADER = 16  # int32 numbers before the payload of a packet: 64 bytes, which keep it aligned
-TEXT = 8_192  # bytes of an error's text, at most
+TEXT = 3_072  # bytes of an error's text, at most: so few are sent even if nobody takes them
 GRANT = 64  # iterations that a worker does without a packet in between, at most
 
 
@@ -33,7 +33,7 @@ class Tag(enum.IntEnum):
     FULL = 5  # to a worker: grad f(x_tilde)
     GRANT = 6  # to a worker: (epoch, how many, stream) as many WORKs follow
     STOP = 7  # to a worker: the end
-    READY = 8  # to the server: compiled; the first one brings the digest of the worker's plan
+    READY = 8  # to the server: compiled; the first one: (has mpi4jax) and the plan's digest
     GRAD = 9  # to the server: the sum of the gradients of a PREPARE's or a SHARD's samples
     ERROR = 10  # to the server: (length) and a text; a worker's last message
     WORK = 11  # to a worker: x_hat; answered by RESULT

@@ -213,7 +213,22 @@ class Server:
             self.loop.abandon(self._failed, until)
         for k in self.books:
             self.star.send(k, Tag.STOP)
+        if self.loop is None:
+            self._hear_out(until)
         return self.star.flush(until)
+
+    def _hear_out(self, until: float) -> None:
+        """Takes the answers that are still to come: who stands in a send does not hear STOP."""
+        while time.monotonic() < until and any(
+            books.asked
+            for k, books in self.books.items()
+            if k in self.star.alive and k not in self._failed
+        ):
+            answer = self.star.receive(until)
+            if answer is not None and answer.tag is Tag.ERROR:
+                self._failed.add(answer.worker)
+            elif answer is not None and answer.tag is not Tag.RESULT:
+                self.books[answer.worker].asked.popleft()
 
     def _is_asking(self) -> bool:
         return any(books.asked for books in self.books.values())
@@ -341,10 +356,11 @@ class InnerLoop:
             if stream not in self._shards:
                 self._shards[stream] = server.shard(k)
             server.star.send(k, Tag.GRANT, (self._epoch, count, stream))
-        self._granted[k] -= 1
-        server.star.send_vector(k, self._x)
+        # Written down first: what an interrupt cuts off is then waited for, and not forgotten.
         self._out[k].append(Work(self._landed, self._stream[k]))
         self._num_out += 1
+        self._granted[k] -= 1
+        server.star.send_vector(k, self._x)
         return True
 
     def _land(self) -> None:

@@ -48,7 +48,7 @@ class World(NamedTuple):
       size: K + 1.
       fault_tolerant: whether the job goes on when a worker dies.
       packets: for messages with a header, by mpi4py.
-      vectors: for x_hat and v, by mpi4py at the server and by mpi4jax at the workers.
+      vectors: for x_hat and v, by mpi4py at the server, by mpi4jax at workers that have it.
       collectives: for the snapshot, by mpi4jax.
     """
 
@@ -184,8 +184,9 @@ class Star:
         """Takes back the receives that are posted."""
         for posted in (self._vector_in, self._packet_in):
             for request, _ in posted.values():
-                request.Cancel()
-                request.Wait()
+                with contextlib.suppress(MPI.Exception):  # a worker that ended counts as dead
+                    request.Cancel()
+                    request.Wait()
             posted.clear()
 
     def _post_vector(self, k: int) -> None:
@@ -249,7 +250,12 @@ class Star:
         if not self._world.fault_tolerant:
             return
         comm = self._world.packets
-        for k in MPI.Group.Translate_ranks(comm.Get_failed(), None, comm.Get_group()):
+        failed, everyone = comm.Get_failed(), comm.Get_group()
+        dead = MPI.Group.Translate_ranks(failed, None, everyone)
+        everyone.Free()
+        if failed != MPI.GROUP_EMPTY:
+            failed.Free()
+        for k in dead:
             if k in self._alive:
                 self._alive.remove(k)
                 self._deaths.append(k)
@@ -266,7 +272,7 @@ class Star:
         while k in self._alive:
             self._look()
             if not self._world.fault_tolerant or time.monotonic() > deadline:
-                raise error
+                raise RankError(k, f"an error of MPI: {error}.") from error
             os.sched_yield()
 
 
