@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class DriverError(RuntimeError):
+    """A worker of a driver, a thread or a process, failed; each driver has a kind of its own."""
+
+
 class DivergedError(RuntimeError):
     """The iterates or the loss are no longer finite numbers; the sentence suggests the cause."""
 

@@ -50,7 +50,7 @@ def run(
       InputError: `num_epochs` is no whole number of at least the epochs done already, or the step
         is 0 or infinite in the dtype of x.
       DivergedError: x has an entry that is no finite number.
-      WorkerError: a thread of the driver raised.
+      DriverError: a worker of the driver failed.
 
     >>> from asvrg import schedules
     >>> from asvrg.types import Snapshot

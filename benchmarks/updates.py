@@ -22,7 +22,7 @@ from asvrg import estimators
 from asvrg.drivers import mpi
 from asvrg.errors import check_count
 from asvrg.types import Driver
-from experiments import iterations, launch, problem, provenance, recording, train_distributed
+from experiments import iterations, launch, problem, provenance, recording
 
 RESULT = "updates.csv"
 LR = 0.01  # small enough for every data set; the time does not depend on it
@@ -54,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
     """Times the contestants, prints their table and adds it to updates.csv."""
     check_count("--repeats", values.repeats)
     check_count("--inner_steps", values.inner_steps)
-    train_distributed.configure_mpi(os.environ)
+    launch.configure_mpi(os.environ)
     job = mpi.connect()
     from mpi4py import MPI  # starts MPI, which reads the settings above
 
@@ -86,7 +86,7 @@ def main(values: flags.FlagValues) -> int:
     for line in lines:
         print(", ".join(f"{field} {value}" for field, value in zip(FIELDS, line, strict=True)))
     folder = Path(values.out_dir or "runs/updates")
-    folder.mkdir(parents=True, exist_ok=True)
+    recording.make_folder("--out_dir must be a folder", folder)
     new = not (folder / RESULT).exists()
     with open(folder / RESULT, "a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([FIELDS, *lines] if new else lines)

@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,8 +129,8 @@ def main(values: flags.FlagValues) -> int:
     )
     folder = out.parent if values.checkpoint_dir is None else Path(values.checkpoint_dir)
     folder = folder.expanduser()
-    _make_folder("--out", out.parent)
-    _make_folder("--checkpoint_dir", folder)
+    recording.make_folder("--out must lie in a folder", out.parent)
+    recording.make_folder("--checkpoint_dir must lie in a folder", folder)
 
     network = Network(num_classes=data.num_classes)
     checkpoint = folder / f"{out.name}.checkpoint"
@@ -313,18 +312,6 @@ def _check_equal(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any])
                 f"{what} of --{name}={found[name]}, got --{name}={value}: name another file or "
                 "folder, or delete it."
             )
-
-
-def _make_folder(flag: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{flag} must lie in a folder that can be made and written to, got {folder} "
-            f"({error.strerror})."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from absl import flags
 
 from asvrg import sampling
 from asvrg.errors import check_count
 from asvrg.sampling import Sampler
+from experiments.methods import Phase
 from experiments.problem import Problem
 
 
@@ -21,6 +25,26 @@ def define_flags(values: flags.FlagValues, *, inner_steps: int) -> None:
         "m, updates in an epoch, those of all workers together.",
         flag_values=values,
     )
+
+
+def describe(problem_: Problem, sampler: Sampler, phases: Sequence[Phase]) -> dict[str, Any]:
+    """What became of flags without a value, for config.json.
+
+    Args:
+      problem_: what is minimised.
+      sampler: of the draws.
+      phases: of the method.
+
+    Returns:
+      A dictionary: sizes and steps.
+    """
+    return {
+        "num_train": sampler.num_samples,
+        "num_test": len(problem_.test[1]),
+        "dim": sampler.dim,
+        "batch_size": sampler.batch_size,
+        "steps": [phase.step._asdict() for phase in phases],
+    }
 
 
 def make_sampler(

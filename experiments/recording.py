@@ -107,21 +107,57 @@ def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Pat
         folder = Path(out_dir)
     if out_dir is not None and not out_dir.strip():
         raise InputError("--out_dir must name a folder, got an empty name.")
+    # os.path: what cannot be looked at cannot be written to either, which is told below.
+    if os.path.exists(folder / holds) and not (holds == METRICS and checkpoints.exist_in(folder)):
+        raise InputError(
+            "--out_dir must be a folder without another run's results, got "
+            f"{folder}, which holds a {holds}."
+        )
+    make_folder("--out_dir must be a folder", folder)
+    return folder
+
+
+def make_folder(must_be: str, folder: Path) -> None:
+    """Makes a folder, and tries whether it can be written to.
+
+    Args:
+      must_be: the beginning of the sentence for one that cannot.
+      folder: its path.
+
+    Raises:
+      InputError: it cannot be made or written to.
+    """
     try:
-        if (folder / holds).exists() and not (holds == METRICS and checkpoints.exist_in(folder)):
-            raise InputError(
-                "--out_dir must be a folder without another run's results, got "
-                f"{folder}, which holds a {holds}."
-            )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
-            f"--out_dir must be a folder that can be made and written to, got {folder} "
-            f"({error.strerror})."
+            f"{must_be} that can be made and written to, got {folder} ({error.strerror})."
         ) from error
-    return folder
+
+
+def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -> Recorder:
+    """The Recorder that the flags describe.
+
+    Args:
+      values: parsed, with the flags of `define_flags`.
+      name: of the run, the beginning of a new folder's name.
+      config: of the run, from `provenance.describe`.
+
+    Returns:
+      A Recorder, not begun.
+
+    Raises:
+      InputError: the folder cannot be used, or its checkpoints are damaged or another run's.
+    """
+    return Recorder(
+        claim_folder(values.out_dir, name),
+        config,
+        save_trace=values.save_trace,
+        tensorboard=values.tensorboard,
+        checkpoint_seconds=values.checkpoint_seconds,
+    )
 
 
 class Recorder:

@@ -42,7 +42,7 @@ def train(
     Raises:
       InputError: the recorder's run has all these epochs already.
       DivergedError: the loss or x has an entry that is no finite number.
-      WorkerError: a thread raised.
+      DriverError: a worker of the driver failed.
       KeyboardInterrupt: the user interrupted the run.
     """
     num_epochs = phases[-1].num_epochs

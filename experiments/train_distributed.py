@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import MutableMapping
 
 from absl import flags
 
 from asvrg.drivers import mpi
 from asvrg.errors import InputError, check_count
-from asvrg.sampling import Sampler
 from experiments import iterations, launch, methods, problem, provenance, recording, session
 from experiments.methods import Phase, Step
-from experiments.problem import Problem
 
 # For cifar10_features from results/step_search_features.csv, of the training losses after 25 epochs
 # with the default flags and three virtual workers. Those of the others were tried by hand only.
@@ -71,7 +68,7 @@ def main(values: flags.FlagValues) -> int:
     check_count("--inner_steps", values.inner_steps)
     shard_sizes = _shard_sizes(values)
     phases = methods.phases(values, TUNED[values.dataset])
-    configure_mpi(os.environ)
+    launch.configure_mpi(os.environ)
     job = mpi.connect()
     if job.is_server:
         _serve(job, values, phases, shard_sizes)
@@ -90,21 +87,6 @@ def main(values: flags.FlagValues) -> int:
     return 0  # also after an error that was reported: the server's exit code is the job's
 
 
-def configure_mpi(environment: MutableMapping[str, str]) -> None:
-    """Has MPI let go of the core while it waits, and send an x in one go over TCP.
-
-    A rank that spins takes the core from those that compute, where there are more ranks than cores,
-    or other programs. And a sender that asks first whether the receiver is ready waits while that
-    one computes. Settings of the user's own stay. It takes effect only before MPI starts.
-
-    Args:
-      environment: `os.environ`.
-    """
-    environment.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "0")  # MPICH
-    environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # Open MPI
-    environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", "524288")  # bytes; default: 65536
-
-
 def _serve(
     job: mpi.Job,
     values: flags.FlagValues,
@@ -113,15 +95,10 @@ def _serve(
 ) -> None:
     problem_ = problem.from_flags(values)
     sampler = iterations.make_sampler(values, problem_)
-    resolved = _resolved(problem_, sampler, phases)
     name = f"{values.dataset}-{values.method}"
-    folder = recording.claim_folder(values.out_dir, f"train_distributed-{name}")
-    recorder = recording.Recorder(
-        folder,
-        provenance.describe(values, resolved) | {"job": _describe(job)},
-        save_trace=values.save_trace,
-        tensorboard=values.tensorboard,
-        checkpoint_seconds=values.checkpoint_seconds,
+    config = provenance.describe(values, iterations.describe(problem_, sampler, phases))
+    recorder = recording.open_recorder(
+        values, f"train_distributed-{name}", config | {"job": _describe(job)}
     )
     serving = mpi.serve(job, sampler, dtype=values.dtype, shard_sizes=shard_sizes)
     with recorder, serving as workers:
@@ -144,16 +121,6 @@ def _serve(
 def _describe(job: mpi.Job) -> dict[str, object]:
     """What a resumed run may change."""
     return {"num_workers": job.num_workers, "fault_tolerant": job.fault_tolerant}
-
-
-def _resolved(problem_: Problem, sampler: Sampler, phases: list[Phase]) -> dict[str, object]:
-    return {
-        "num_train": sampler.num_samples,
-        "num_test": len(problem_.test[1]),
-        "dim": sampler.dim,
-        "batch_size": sampler.batch_size,
-        "steps": [phase.step._asdict() for phase in phases],
-    }
 
 
 def _shard_sizes(values: flags.FlagValues) -> list[int] | None:

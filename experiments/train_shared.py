@@ -103,22 +103,12 @@ def main(values: flags.FlagValues) -> int:
     num_threads = _num_threads(values)
     resolved = {
         "num_threads": num_threads,
-        "num_train": sampler.num_samples,
-        "num_test": len(problem_.test[1]),
-        "dim": sampler.dim,
-        "batch_size": sampler.batch_size,
         "block_size": sampler.block_size or sampler.dim,
-        "steps": [phase.step._asdict() for phase in phases],
+        **iterations.describe(problem_, sampler, phases),
     }
     name = f"{values.dataset}-{values.method}"
-    folder = recording.claim_folder(values.out_dir, f"train_shared-{name}")
-    with recording.Recorder(
-        folder,
-        provenance.describe(values, resolved),
-        save_trace=values.save_trace,
-        tensorboard=values.tensorboard,
-        checkpoint_seconds=values.checkpoint_seconds,
-    ) as recorder:
+    config = provenance.describe(values, resolved)
+    with recording.open_recorder(values, f"train_shared-{name}", config) as recorder:
         session.train(
             problem_,
             phases,

@@ -109,3 +109,10 @@ def test_an_interrupt_that_a_callback_swallows_is_raised_again():
     launch.raise_if_interrupted()
     assert launch.run(main, no_flags, ["binary"]) == 130
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ranks_yield_their_core_unless_the_user_says_otherwise() -> None:
+    environment = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1000"}
+    launch.configure_mpi(environment)
+    assert environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] == "1000"
+    assert environment["OMPI_MCA_mpi_yield_when_idle"] == "1"

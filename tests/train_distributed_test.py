@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from asvrg import delays
-from experiments import checkpoints, train_distributed
+from experiments import checkpoints
 from tests import binaries, mpi_jobs
 
 pytestmark = pytest.mark.timeout(150)
@@ -124,10 +124,3 @@ def kill_a_worker(folder: Path, job: subprocess.Popen, victim: list[int]) -> Non
             victim.append(pid)
             os.kill(pid, signal.SIGKILL)
             return
-
-
-def test_ranks_yield_their_core_unless_the_user_says_otherwise() -> None:
-    environment = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1000"}
-    train_distributed.configure_mpi(environment)
-    assert environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] == "1000"
-    assert environment["OMPI_MCA_mpi_yield_when_idle"] == "1"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import objectives, sampling, steps
-from asvrg.errors import InputError, check_choice, check_count
+from asvrg.errors import DriverError, InputError, check_choice, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
@@ -27,7 +27,7 @@ WRITES = ("locked", "lock_free")
 _ALIGNMENT = 64  # bytes; XLA aliases a numpy buffer of this alignment, and copies any other
 
 
-class WorkerError(RuntimeError):
+class WorkerError(DriverError):
     """A thread raised; `__cause__` is what it raised.
 
     Attributes:

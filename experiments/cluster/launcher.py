@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from experiments import launch
 from experiments.cluster.namespaces import Cluster, ClusterError, children
 
 OPEN_MPI = "Open MPI"
@@ -25,20 +26,12 @@ _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin"
 # A folder of each host's own, that ends with it: processes of two hosts may have the same number.
 _TMPDIR = "/dev/shm"
 
-# What the hosts of one machine need, and real ones do not: they share its cores.
-_SHARED_CORES = {
+# What the job needs beyond `launch.configure_mpi`.
+_NEEDED = {
     OPEN_MPI: {
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-        "PRTE_MCA_hwloc_default_binding_policy": "none",  # else all ranks are bound to one core
+        # The hosts of one machine share its cores; else all ranks are bound to one of them.
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
     },
-    MPICH: {"MPIR_CVAR_POLLS_BEFORE_YIELD": "0"},
-}
-# What messages of some 100 KB over TCP need, on real hosts as well.
-_OVER_TCP = {
-    # They leave at once, not after the receiver, which computes, has asked for them. With the
-    # default of 64 KiB, a server with 3 workers did 166 updates/s of 2 x 79 KB over links of 200
-    # Mbit/s; with this some 280, where the link itself allows for 306 (Open MPI 5.0.11).
-    OPEN_MPI: {"OMPI_MCA_btl_tcp_eager_limit": str(512 * 1024)},
     # The default, UCX, hangs over TCP in a Recv from any of several workers (MPICH 5.0.2).
     MPICH: {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp;ofi_rxm"},
 }
@@ -115,7 +108,8 @@ def make_environment(name: str, given: Mapping[str, str]) -> dict[str, str]:
     >>> make_environment(MPICH, {"FI_PROVIDER": "verbs"})["FI_PROVIDER"]
     'verbs'
     """
-    own = _SHARED_CORES[name] | _OVER_TCP[name] | dict(given) | {"TMPDIR": _TMPDIR}
+    own = _NEEDED[name] | dict(given) | {"TMPDIR": _TMPDIR}
+    launch.configure_mpi(own)
     if name == OPEN_MPI:  # on the hosts every user is root
         own |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return own

@@ -209,6 +209,7 @@ def driver(
     server, exchange = serving.server, serving.exchange
     plan = server.plan
     sums = estimator.grad_and_cache is not None
+    collective = exchange if sums else None  # None: messages carry the snapshot, if there is one
 
     def own(x: Array) -> np.ndarray:
         """A copy of x."""
@@ -221,9 +222,9 @@ def driver(
 
     def prepare(x: Array) -> Snapshot:
         x_tilde = own(x)
-        if sums and exchange is not None:
+        if collective is not None:
             server.collect(index)
-            _, gradient, _ = exchange.snapshot(estimator, jnp.asarray(x_tilde), (), (), {})
+            _, gradient, _ = collective.snapshot(estimator, jnp.asarray(x_tilde), (), (), {})
             return Snapshot(x_tilde, np.asarray(gradient))
         full_grad = server.prepare(index, x_tilde, sums=sums)
         return Snapshot(x_tilde, full_grad) if sums else Snapshot()
@@ -247,10 +248,10 @@ def driver(
         return buffer, trace
 
     def warm_up(x: Array) -> None:
-        if sums and exchange is not None:
-            exchange.trace_snapshot(estimator, jnp.asarray(own(x)), (), (), {})
-        server.warm_up(index, collective=sums and exchange is not None)
-        prepare(x)  # compiles the collectives, where messages do not carry the snapshot
+        if collective is not None:
+            collective.trace_snapshot(estimator, jnp.asarray(own(x)), (), (), {})
+        server.warm_up(index, collective=collective is not None)
+        prepare(x)  # compiles the collectives, and has the first epoch find all in place
 
     evals = estimator.grad_evals(plan.sampler.num_samples, plan.sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)

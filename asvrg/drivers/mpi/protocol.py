@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import InputError, check_count
+from asvrg.errors import DriverError, InputError, check_count
 from asvrg.sampling import Sampler
 from asvrg.types import Shard
 
@@ -40,7 +40,7 @@ class Tag(enum.IntEnum):
     RESULT = 12  # to the server: v
 
 
-class RankError(RuntimeError):
+class RankError(DriverError):
     """A process of the job failed, or none of its workers is left.
 
     Attributes:
@@ -178,6 +178,15 @@ def packet(room: int) -> Packet:
     start = 4 * HEADER
     raw = aligned(start + room)
     return Packet(raw, raw[:start].view(np.int32), raw[start:])
+
+
+def pack(header: Sequence[int], payload: np.ndarray | None) -> Packet:
+    """A packet with these numbers in its header and the bytes of an array, or nothing, after it."""
+    raw = np.zeros(0, np.uint8) if payload is None else payload.view(np.uint8)
+    message = packet(len(raw))
+    message.header[: len(header)] = header
+    message.payload[:] = raw
+    return message
 
 
 def aligned(count: int) -> np.ndarray:

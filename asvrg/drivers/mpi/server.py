@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -121,11 +121,8 @@ class Server:
             books.asked.append(list(books.units))
             self.star.send(k, Tag.PREPARE, (estimator, num_alive), x)
         gradients: dict[int, np.ndarray] = {}
-        while self._orphans or self._is_asking():
-            if self._orphans:
-                self.deal()
-            if (answer := self.receive()) and self._uncounted.intersection(answer[1]):
-                message, units = answer
+        for message, units in self._answers():
+            if self._uncounted.intersection(units):
                 assert isinstance(message.content, Packet)
                 self._uncounted.difference_update(units)
                 gradients[units[0]] = message.content.payload[: x.nbytes].view(x.dtype).copy()
@@ -197,10 +194,8 @@ class Server:
 
     def settle(self) -> None:
         """Hears all answers that are still to come."""
-        while self._orphans or self._is_asking():
-            if self._orphans:
-                self.deal()
-            self.receive()
+        for _ in self._answers():
+            pass
 
     def stop(self) -> bool:
         """Ends the workers, in the middle of an epoch as well.
@@ -229,6 +224,14 @@ class Server:
                 self._failed.add(answer.worker)
             elif answer is not None and answer.tag is not Tag.RESULT:
                 self.books[answer.worker].asked.popleft()
+
+    def _answers(self) -> Iterator[tuple[Message, list[int]]]:
+        """What the workers were asked for, until nothing is to come; the dead's units are dealt."""
+        while self._orphans or self._is_asking():
+            if self._orphans:
+                self.deal()
+            if answer := self.receive():
+                yield answer
 
     def _is_asking(self) -> bool:
         return any(books.asked for books in self.books.values())

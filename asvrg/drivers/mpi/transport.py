@@ -27,6 +27,7 @@ from asvrg.drivers.mpi.protocol import (
     Plan,
     RankError,
     Tag,
+    pack,
     packet,
     vector,
 )
@@ -122,10 +123,7 @@ class Star:
         self, k: int, tag: Tag, header: Sequence[int] = (), payload: np.ndarray | None = None
     ) -> None:
         """Begins to send a packet; nothing happens for a dead worker."""
-        raw = np.zeros(0, np.uint8) if payload is None else payload.view(np.uint8)
-        message = packet(len(raw))
-        message.header[: len(header)] = header
-        message.payload[:] = raw
+        message = pack(header, payload)
         try:
             if k in self._alive:
                 request = self._world.packets.Isend([message.raw, MPI.BYTE], k, tag)
@@ -209,10 +207,7 @@ class Star:
         self._idle += 1
         if self._idle % LOOK == 0:
             self._look()
-        if self._idle > SPINS:
-            time.sleep(NAP)
-        else:
-            os.sched_yield()
+        _pause(self._idle)
 
     def _poll_vectors(self) -> bool:
         arrived = False
@@ -303,10 +298,7 @@ class Line:
         Raises:
           RankError: the server is gone.
         """
-        raw = np.zeros(0, np.uint8) if payload is None else payload.view(np.uint8)
-        message = packet(len(raw))
-        message.header[: len(header)] = header
-        message.payload[:] = raw
+        message = pack(header, payload)
         try:
             self._wait(self._world.packets.Isend([message.raw, MPI.BYTE], SERVER, tag))
         except MPI.Exception as error:
@@ -339,10 +331,15 @@ class Line:
         idle = 0
         while not request.Test(status):
             idle += 1
-            if idle > SPINS:
-                time.sleep(NAP)
-            else:
-                os.sched_yield()
+            _pause(idle)
+
+
+def _pause(idle: int) -> None:
+    """Lets others have the core, after so many polls without a message."""
+    if idle > SPINS:
+        time.sleep(NAP)
+    else:
+        os.sched_yield()
 
 
 def _server_is_gone() -> RankError:

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import objectives
+from asvrg import objectives, sampling
 from asvrg.drivers.mpi.protocol import GRANT, Packet, Plan, Tag, vector
-from asvrg.errors import InputError
 from asvrg.estimators import Estimator
 from asvrg.sampling import Stream
 from asvrg.types import Array, Data, Draws, PyTree, Snapshot
@@ -126,17 +125,14 @@ class Worker:
         Raises:
           InputError: the data are not the plan's.
         """
-        if objectives.num_samples(data) != plan.sampler.num_samples:
-            raise InputError(
-                f"sampler must draw from the {objectives.num_samples(data)} samples of the data, "
-                f"got one for {plan.sampler.num_samples}."
-            )
+        sampling.check_fits(plan.sampler, objectives.num_samples(data))
         self._line = line
         self._plan = plan
         self._estimators = estimators
         self._data = jax.tree.map(jnp.asarray, data)
         self._exchange = exchange
         self._buffer = vector(plan)
+        self._index: int | None = None  # of the estimator in use
         self._estimator = estimators[0]
         self._units = list(plan.shards[rank - 1])
         self._shard = plan.shard(self._units, plan.num_workers)
@@ -183,9 +179,9 @@ class Worker:
     def _use(self, index: int) -> None:
         """Takes another estimator, with room for its cache."""
         self._drawing = None
-        if self._estimator is self._estimators[index] and self._cache != ():
+        if self._index == index:
             return
-        self._estimator = self._estimators[index]
+        self._index, self._estimator = index, self._estimators[index]
         self._cache = ()
         if self._estimator.grad_and_cache is not None:
             row = jax.tree.map(lambda leaf: leaf[:1], self._data)
@@ -195,7 +191,9 @@ class Worker:
 
     def _warm_up(self, *, collective: bool) -> None:
         """Compiles everything, as the server hears what fails here, and not in a collective."""
-        self._sum(self._units)
+        by_size = self._by_size(self._units)
+        if not collective:
+            self._sum({size: units._replace(number=0) for size, units in by_size.items()})
         draws = Stream(self._plan.sampler, 0, 0, self._shard).take(GRANT)
         if self._exchange is None:
             self._direction(draws, 0)
@@ -203,7 +201,7 @@ class Worker:
         self._exchange.loop(self._estimator, self._x_tilde, self._snapshot(), self._data, draws, 0)
         if collective:
             self._exchange.trace_snapshot(
-                self._estimator, self._x_tilde, self._data, self._cache, self._by_size(self._units)
+                self._estimator, self._x_tilde, self._data, self._cache, by_size
             )
 
     def _read(self, packet: Packet) -> jax.Array:
@@ -211,15 +209,15 @@ class Worker:
         return jnp.array(packet.payload[: d * dtype.itemsize].view(dtype))
 
     def _answer(self, units: Sequence[int]) -> None:
-        total = self._sum(units)
+        total = self._sum(self._by_size(units))
         self._line.send(Tag.GRAD, (), None if total is None else np.asarray(total))
 
-    def _sum(self, units: Sequence[int]) -> jax.Array | None:
+    def _sum(self, by_size: Mapping[int, Units]) -> jax.Array | None:
         """The sum of the gradients of the units' samples; None for SGD."""
         if self._estimator.grad_and_cache is None:
             return None
         total = jnp.zeros_like(self._x_tilde)
-        for size, of_size in self._by_size(units).items():
+        for size, of_size in by_size.items():
             total, self._cache = sum_units(
                 self._estimator, self._x_tilde, self._data, total, self._cache, of_size, size=size
             )
