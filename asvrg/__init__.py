@@ -14,6 +14,7 @@ from asvrg.types import (
     EpochResult,
     Objective,
     Snapshot,
+    Times,
     Trace,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "Objective",
     "Snapshot",
+    "Times",
     "Trace",
     "delays",
     "estimators",

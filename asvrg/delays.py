@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from asvrg.errors import InputError, check_count
-from asvrg.types import Trace
+from asvrg.types import Array, Times, Trace
 
 
 def none(num_updates: int) -> Trace:
@@ -151,6 +151,76 @@ def staleness(trace: Trace) -> np.ndarray:
         own = worker[first] == worker
         oldest = np.minimum(np.where(own, end[first], oldest), steps)
     return steps - oldest
+
+
+def prefix(trace: Trace, count: int) -> Trace:
+    """The first updates of a trace.
+
+    Args:
+      trace: of m updates.
+      count: how many, from 0 to m.
+
+    Returns:
+      A Trace of `count` updates.
+
+    Raises:
+      InputError: `count` is no whole number from 0 to m.
+
+    >>> prefix(round_robin(5, 2), 3).worker.tolist()
+    [0, 1, 0]
+    """
+    check_count("count", count, least=0, most=len(trace.worker))
+    return trace._replace(
+        worker=trace.worker[:count],
+        read_version=trace.read_version[:count],
+        scale=None if trace.scale is None else trace.scale[:count],
+        times=None if trace.times is None else Times(*(each[:count] for each in trace.times)),
+    )
+
+
+def adaptive_scale(delay: Array, concurrency: int) -> Array:
+    """min(1, C / tau_t): whole steps while no gradient is older than it has to be, smaller beyond.
+
+    With C gradients in the making at any time, delays are C - 1 on average; the step of an update
+    that is older than that shrinks in proportion to its age.
+
+    Args:
+      delay: tau_t, int [...], in updates.
+      concurrency: C, how many gradients are in the making at once, at least 1.
+
+    Returns:
+      float64 [...], by which to multiply eta.
+
+    Raises:
+      InputError: `concurrency` is no whole number of at least 1.
+
+    Source: the delay-adaptive steps of Mishchenko, Bach, Even and Woodworth (2022), Asynchronous
+    SGD beats minibatch SGD under arbitrary delays, relative to a given eta.
+
+    >>> adaptive_scale(np.array([0, 3, 6]), 3).tolist()
+    [1.0, 1.0, 0.5]
+    """
+    check_count("concurrency", concurrency)
+    return concurrency / np.maximum(delay, concurrency)
+
+
+def adaptive(trace: Trace, concurrency: int) -> Trace:
+    """The trace with the steps of late updates scaled down by `adaptive_scale`.
+
+    Args:
+      trace: of m updates.
+      concurrency: C.
+
+    Returns:
+      A Trace with `scale`.
+
+    Raises:
+      InputError: `concurrency` is no whole number of at least 1.
+
+    >>> adaptive(constant(4, 2), 1).scale.tolist()
+    [1.0, 1.0, 0.5, 0.5]
+    """
+    return trace._replace(scale=adaptive_scale(staleness(trace), concurrency))
 
 
 def missing(trace: Trace, start: int, stop: int, depth: int) -> np.ndarray:

@@ -102,6 +102,20 @@ class Shard(NamedTuple):
     weight: float
 
 
+class Times(NamedTuple):
+    """When the updates of an epoch happened, in seconds since its inner loop began.
+
+    Attributes:
+      read: float64 [m], when the worker began to read x, or the server sent it.
+      computed: float64 [m], when the update was ready to land, or had arrived at the server.
+      landed: float64 [m], when it had landed.
+    """
+
+    read: np.ndarray
+    computed: np.ndarray
+    landed: np.ndarray
+
+
 class Trace(NamedTuple):
     """Who computed which update of an epoch, from which x; the updates in the order they landed.
 
@@ -117,12 +131,17 @@ class Trace(NamedTuple):
         times (an inconsistent read).
       sees_own: whether a worker sees the updates that it made since it read x.
       shards: the Shard of each of these numbers; None if all of them draw from all samples.
+      scale: float64 [m], by which the step of each update was multiplied when it landed (a worker
+        that sees its own updates saw them unscaled); None means 1.
+      times: when the updates happened; None if nobody looked at a clock.
     """
 
     worker: np.ndarray
     read_version: np.ndarray
     sees_own: bool = False
     shards: tuple[Shard, ...] | None = None
+    scale: np.ndarray | None = None
+    times: Times | None = None
 
 
 class Driver(NamedTuple):
