@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asvrg.errors import InputError, check_count
-from asvrg.types import Array, Draws, Shard
+from asvrg.types import Array, Draws, Shard, Trace
 
 # Iterations drawn at once: enough to spread numpy's overhead, few enough to bound the memory.
 # A stream is a sequence of such chunks, each with a seed of its own.
@@ -157,6 +157,24 @@ class Stream:
         return _concatenate(pieces)
 
 
+def streams(spec: Sampler, epoch: int, trace: Trace) -> dict[int, Stream]:
+    """The streams of all workers that occur in a trace.
+
+    Args:
+      spec: of the draws.
+      epoch: s, from 0.
+      trace: of that epoch.
+
+    Returns:
+      Worker -> its Stream, at its beginning.
+    """
+    shards = trace.shards
+    return {
+        int(k): Stream(spec, epoch, int(k), None if shards is None else shards[k])
+        for k in np.unique(trace.worker)
+    }
+
+
 def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
     """The draws of updates that landed in the order of their workers.
 
@@ -175,6 +193,39 @@ def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
     place = np.empty(len(worker), np.intp)
     place[np.argsort(inverse, kind="stable")] = np.arange(len(worker))
     return _rows(_concatenate(pieces), place)
+
+
+def in_turns(
+    streams: dict[int, Stream], worker: np.ndarray, update: np.ndarray, length: int
+) -> Iterator[Draws]:
+    """The draws of updates that are computed in another order than the one they land in.
+
+    Args:
+      streams: of every worker that occurs; they advance.
+      worker: int [m], who computed each update, in the order they landed.
+      update: int [m], the updates in the order they are computed.
+      length: turns at once; what must be held is `length` draws, and those of the updates that
+        landed earlier than one computed before them.
+
+    Yields:
+      Draws with leading axis `length`, the last ones with as many rows as are left.
+    """
+    held: list[Draws] = []
+    numbers = np.zeros(0, np.intp)
+    taken = 0
+    for start in range(0, len(update), length):
+        wanted = update[start : start + length]
+        stop = int(wanted.max()) + 1
+        if stop > taken:
+            held.append(in_order(streams, worker[taken:stop]))
+            numbers = np.append(numbers, np.arange(taken, stop))
+            taken = stop
+        draws = _concatenate(held)
+        rows = np.searchsorted(numbers, wanted)
+        yield _rows(draws, rows)
+        left = np.ones(len(numbers), bool)
+        left[rows] = False
+        held, numbers = [_rows(draws, left)], numbers[left]
 
 
 def _rows(draws: Draws, rows: slice | np.ndarray) -> Draws:

@@ -15,6 +15,10 @@ PyTree = Any
 Data = Any
 
 
+# (x [d], data) -> a pytree of arrays: what is looked at in every x of a simulation.
+Observe = Callable[[Array, Data], PyTree]
+
+
 class Objective(NamedTuple):
     """f(x) = (1/n) sum_i f_i(x) over x in R^d, Equation (1), as pure functions that can be jitted.
 

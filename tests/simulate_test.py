@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asvrg import delays, estimators, sampling, schedules, training
-from asvrg.drivers import simulate
+from asvrg import delays, estimators, sampling, schedules, steps, training
+from asvrg.drivers import simulate, threads
+from asvrg.drivers.simulate import read_order, ring
 from asvrg.errors import InputError
-from asvrg.types import Draws, Trace
+from asvrg.types import Delta, Draws, Trace
 from tests import problems
 
 PROBLEM = problems.get("least_squares")
@@ -27,23 +28,24 @@ def sampler(block_size: int | None) -> sampling.Sampler:
     return sampling.sampler(problems.NUM_SAMPLES, DIM, batch_size=3, block_size=block_size, seed=4)
 
 
-def equation_6(draws: Draws, lacks: np.ndarray) -> np.ndarray:
-    """x_m of Equations (4) to (6); lacks [m, m, d]: whether x_hat_t lacks update j there."""
+def equation_6(draws: Draws, lacks: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """x_0, ..., x_m of (4) to (6); lacks [m, m, d]: whether x_hat_t lacks update j there."""
     inputs, target = PROBLEM.data
     ones = np.concatenate([np.ones((len(inputs), 1)), inputs], axis=1)
 
     def grad(x: np.ndarray, i: np.ndarray) -> np.ndarray:
         return np.mean((ones[i] @ x - target[i])[:, None] * ones[i], axis=0)
 
-    x, x_tilde, steps = START.copy(), PROBLEM.x0, []
+    x, x_tilde, deltas, xs = START.copy(), PROBLEM.x0, [], []
     for t, batch in enumerate(draws.batch):
-        x_hat = x - sum(np.where(lacks[t, j], steps[j], 0) for j in range(t))
+        x_hat = x - sum(np.where(lacks[t, j], deltas[j], 0) for j in range(t))
+        xs.append(x)
         v = grad(x_hat, batch) - grad(x_tilde, batch) + grad(x_tilde, np.arange(len(inputs)))
         k = slice(None) if draws.block is None else draws.block[t]
-        steps.append(np.zeros(DIM))
-        steps[t][k] = -LR * v[k]
-        x = x + steps[t]
-    return x
+        deltas.append(np.zeros(DIM))
+        deltas[t][k] = -LR * v[k] * (1 if scale is None else scale[t])
+        x = x + deltas[t]
+    return np.array([*xs, x])
 
 
 def lacks_of(trace: Trace) -> np.ndarray:
@@ -53,23 +55,6 @@ def lacks_of(trace: Trace) -> np.ndarray:
     lacks = np.arange(M)[None, :, None] >= version[:, None, :]
     own = trace.worker[:, None] == trace.worker[None, :]
     return lacks & ~own[:, :, None] if trace.sees_own else lacks
-
-
-@pytest.mark.parametrize("block_size", [None, 2])
-@pytest.mark.parametrize("groups", [None, GROUPS])
-def test_any_subset_of_earlier_updates_may_be_missing(block_size, groups) -> None:
-    depth, num_groups = 6, 1 if groups is None else 3
-    missing = np.random.default_rng(0).random((M, depth, num_groups)) < 0.5
-    draws = sampling.Stream(sampler(block_size), 0, 0).take(M)
-    ring = simulate.empty_ring(sampler(block_size), depth, START.dtype)
-    found, _ = simulate.delayed_steps(
-        SVRG, START, ring, SNAPSHOT, DATA, draws, missing, groups, np.float64(LR)
-    )
-    lacks = np.zeros((M, M, DIM), bool)
-    for t in range(M):
-        for i in range(min(depth, t)):
-            lacks[t, t - 1 - i] = missing[t, i, np.zeros(DIM, int) if groups is None else groups]
-    np.testing.assert_allclose(found, equation_6(draws, lacks), **CLOSE)
 
 
 WORKERS = np.random.default_rng(1).integers(3, size=M).astype(np.int32)
@@ -98,24 +83,88 @@ def test_replay_is_equation_6(name: str, block_size) -> None:
     )
     found, record = driver.inner_loop(START, SNAPSHOT, 3, LR)
     assert record is trace
-    streams = {k: sampling.Stream(spec, 3, k) for k in set(trace.worker.tolist())}
-    taken = [streams[k].take(1) for k in trace.worker.tolist()]
-    draws = jax.tree.map(lambda *rows: np.concatenate(rows), *taken)
-    expected = equation_6(draws, lacks_of(trace))
+    draws = drawn(spec, trace)
+    *_, expected = equation_6(draws, lacks_of(trace))
     np.testing.assert_allclose(found, expected, **CLOSE)
     if name != "none":  # or else nothing was delayed
-        assert not np.allclose(found, equation_6(draws, np.zeros((M, M, DIM), bool)), rtol=1e-3)
+        assert not np.allclose(found, equation_6(draws, np.zeros((M, M, DIM), bool))[-1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["none", "inconsistent, sees its own"])
+@pytest.mark.parametrize(
+    "name", ["none", "uniform", "all but one's own missing", "inconsistent, sees its own"]
+)
 def test_segments_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws and missing updates carry over from one scan to the next, of 7, 7, 7 and 3 steps."""
     trace = TRACES[name]
     args = (SVRG, START, SNAPSHOT, DATA, sampler(2), trace)
     whole = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
-    monkeypatch.setattr(simulate, "SEGMENT", 7)
+    for core in (read_order, ring):
+        monkeypatch.setattr(core, "SEGMENT", 7)
     in_segments = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
     np.testing.assert_array_equal(in_segments, whole)
+
+
+def drawn(spec: sampling.Sampler, trace: Trace) -> Draws:
+    """The draws of a trace's updates, one by one."""
+    streams = {k: sampling.Stream(spec, 3, k) for k in set(trace.worker.tolist())}
+    taken = [streams[k].take(1) for k in trace.worker.tolist()]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *taken)
+
+
+def observer(x: jax.Array, data: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+    return {"x": x, "loss": PROBLEM.objective.loss(x, data)}
+
+
+@pytest.mark.parametrize("name", ["none", "uniform", "inconsistent"])
+def test_an_observer_sees_every_x(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was computed in another segment than the one it lands in."""
+    for core in (read_order, ring):
+        monkeypatch.setattr(core, "SEGMENT", 7)
+    trace, spec = TRACES[name], sampler(2)
+    x, seen = simulate.replay(
+        SVRG,
+        START,
+        SNAPSHOT,
+        DATA,
+        spec,
+        trace,
+        epoch=3,
+        lr=LR,
+        groups=GROUPS,
+        observe=observer,
+    )
+    expected = equation_6(drawn(spec, trace), lacks_of(trace))
+    np.testing.assert_allclose(np.array([*seen["x"], x]), expected, **CLOSE)
+    losses = [problems.full_loss(PROBLEM, each) for each in expected[:-1]]
+    np.testing.assert_allclose(seen["loss"], losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["constant", "uniform", "inconsistent"])
+def test_the_scale_of_a_trace_multiplies_its_steps(name: str) -> None:
+    trace, spec = delays.adaptive(TRACES[name], 2), sampler(2)
+    assert len(set(trace.scale.tolist())) > 1
+    args = (SVRG, START, SNAPSHOT, DATA, spec, trace)
+    found = simulate.replay(*args, epoch=3, lr=LR, groups=GROUPS)
+    *_, expected = equation_6(drawn(spec, trace), lacks_of(trace), trace.scale)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_a_worker_sees_its_own_steps_unscaled() -> None:
+    """Two windows of two updates: x_hat_1 lacks nothing of the first, whatever its scale."""
+    trace = Trace(
+        np.array([0, 0, 1, 1]),
+        np.array([0, 0, 0, 0]),
+        sees_own=True,
+        scale=np.array([0.5, 0.5, 0.25, 0.25]),
+    )
+    spec, rate = sampler(2), np.float64(LR)
+    found = simulate.replay(SVRG, START, SNAPSHOT, DATA, spec, trace, epoch=3, lr=LR)
+    expected = START.copy()
+    for worker, scale in ((0, 0.5), (1, 0.25)):
+        draws = sampling.Stream(spec, 3, worker).take(2)
+        _, delta = steps.window(SVRG, START, SNAPSHOT, DATA, draws, rate)
+        threads.add(expected, Delta(draws.block, scale * np.asarray(delta.values)))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_epochs_have_their_own_traces_and_draws() -> None:
@@ -128,7 +177,7 @@ def test_epochs_have_their_own_traces_and_draws() -> None:
     assert trace is traces[0]
     for epoch, found in enumerate([first, second]):
         draws = sampling.Stream(spec, epoch, 0).take(M)
-        np.testing.assert_allclose(found, equation_6(draws, lacks_of(traces[epoch])), **CLOSE)
+        np.testing.assert_allclose(found, equation_6(draws, lacks_of(traces[epoch]))[-1], **CLOSE)
 
 
 @pytest.mark.parametrize("trace", [None, lambda epoch: delays.uniform(M, 4, seed=epoch)])
@@ -192,5 +241,5 @@ def test_one_compilation_serves_all_delays_up_to_max_delay(
 def test_memory_bound_on_segments_changes_nothing(monkeypatch, block_size) -> None:
     driver = simulate.driver(SVRG, PROBLEM.data, sampler(block_size), inner_steps=M)
     whole, _ = driver.inner_loop(START, SNAPSHOT, 0, LR)
-    monkeypatch.setattr(simulate, "SEGMENT_ENTRIES", 5 * DIM)
+    monkeypatch.setattr(read_order, "SEGMENT_ENTRIES", 5 * DIM)
     np.testing.assert_array_equal(driver.inner_loop(START, SNAPSHOT, 0, LR)[0], whole)

@@ -1,24 +1,28 @@
-"""Simulated asynchrony: exact Equation (6) for any J(t), in one jitted scan."""
+"""Simulated asynchrony: exact Equation (6) for any J(t), in one jitted loop.
+
+`read_order` is for consistent reads, and costs the same for every delay; `ring` is for inconsistent
+ones, and for these alone.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import delays, objectives, sampling, steps
+from asvrg import delays, objectives, sampling
+from asvrg.drivers.simulate import read_order, ring
+from asvrg.drivers.simulate.sweep import Run, SweepResult, sweep
 from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
-from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
+from asvrg.types import Array, Data, Driver, Observe, Snapshot, Trace
 
-# Iterations in one call, at most, and entries of their largest array. An epoch with more of them
-# takes several calls, so that memory stays bounded; the iterates are the same.
-SEGMENT = 4_096
-SEGMENT_ENTRIES = 1 << 25
+__all__ = ["Run", "SweepResult", "driver", "replay", "sweep"]
 
 
 def driver(
@@ -108,7 +112,8 @@ def replay(
     lr: float,
     groups: Array | None = None,
     max_delay: int | None = None,
-) -> jax.Array:
+    observe: Observe | None = None,
+) -> Any:
     """The x that the updates of a trace make of x, with the draws of its workers' streams.
 
     Args:
@@ -122,9 +127,12 @@ def replay(
       lr: eta.
       groups: int [d], for a trace with inconsistent reads.
       max_delay: Delta, at least the trace's largest delay; None takes that.
+      observe: (x [d], data) -> a pytree of arrays, looked at before every update. A pure function
+        that is not made anew for every call, as each one is compiled.
 
     Returns:
-      x after the updates, float [d].
+      x after the updates, float [d]; with an observer, x and what it returned for x_0, ..., x_{m-1}
+      with leading axis m.
 
     Raises:
       InputError: the trace is malformed, has a delay above `max_delay`, or its groups of
@@ -132,40 +140,32 @@ def replay(
     """
     delays.check(trace)
     sampling.check_dim(sampler, x)
-    num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
+    if (
+        max_delay is not None
+        and (longest := int(delays.staleness(trace).max(initial=0))) > max_delay
+    ):
+        raise InputError(f"trace must have no delay above max_delay = {max_delay}, got {longest}.")
     x = jnp.asarray(x)
+    rate = np.asarray(lr, x.dtype)
+    streams = sampling.streams(sampler, epoch, trace)
+    num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
+    core: Any = read_order.replay
     if num_groups > 1:
         _check_groups(groups, x.size, num_groups)
-    rate = np.asarray(lr, x.dtype)
-    streams = {
-        int(k): sampling.Stream(
-            sampler, epoch, int(k), None if trace.shards is None else trace.shards[k]
-        )
-        for k in np.unique(trace.worker)
-    }
-    # A power of two, so that traces of about the same delay share a compilation.
-    longest = int(delays.staleness(trace).max(initial=0))
-    if max_delay is not None:
-        if longest > max_delay:
-            raise InputError(
-                f"trace must have no delay above max_delay = {max_delay}, got {longest}."
-            )
-        longest = max_delay
-    depth = 1 << (longest - 1).bit_length() if longest else 0
-    ring = empty_ring(sampler, depth, x.dtype)
-    width = sampler.block_size or sampler.dim
-    segment = max(1, min(SEGMENT, SEGMENT_ENTRIES // max(width, depth * num_groups)))
-    for start in range(0, len(trace.worker), segment):
-        stop = min(start + segment, len(trace.worker))
-        draws = sampling.in_order(streams, trace.worker[start:stop])
-        if depth == 0:
-            x, _ = steps.window(estimator, x, snapshot, data, draws, rate)
-        else:
-            lacking = delays.missing(trace, start, stop, depth)
-            x, ring = delayed_steps(
-                estimator, x, ring, snapshot, data, draws, lacking, groups, rate
-            )
-    return x
+        core = functools.partial(ring.replay, groups=groups)
+    x, seen = core(
+        estimator,
+        x,
+        snapshot,
+        data,
+        streams,
+        trace._replace(read_version=trace.read_version.reshape(len(trace.worker), num_groups)),
+        rate,
+        width=sampler.block_size,
+        max_delay=max_delay,
+        observe=observe,
+    )
+    return x if observe is None else (x, seen)
 
 
 def _check_groups(groups: Array | None, dim: int, num_groups: int) -> None:
@@ -181,79 +181,3 @@ def _check_groups(groups: Array | None, dim: int, num_groups: int) -> None:
         f"groups must be an array [{dim}] of numbers from 0 to {num_groups - 1}, to give every "
         f"coordinate one of the trace's {num_groups} groups, got {found}."
     )
-
-
-def empty_ring(sampler: Sampler, depth: int, dtype: np.dtype) -> Delta:
-    """Room for the last deltas, at first zeros, for `delayed_steps`.
-
-    Args:
-      sampler: gives B, or d.
-      depth: the number of deltas, Delta.
-      dtype: of x.
-
-    Returns:
-      Delta: block int32 [depth, B] or None, values [depth, B] or [depth, d].
-    """
-    if sampler.block_size is None:
-        return Delta(None, jnp.zeros((depth, sampler.dim), dtype))
-    shape = (depth, sampler.block_size)
-    return Delta(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype))
-
-
-@functools.partial(jax.jit, static_argnames="estimator")
-def delayed_steps(
-    estimator: Estimator,
-    x: Array,
-    ring: Delta,
-    snapshot: Snapshot,
-    data: Data,
-    draws: Draws,
-    missing: Array,
-    groups: Array | None,
-    lr: Array,
-) -> tuple[jax.Array, Delta]:
-    """Iterations whose x_hat_t lacks the updates J(t), any subset of the last Delta ones.
-
-    x_hat_t = x_t - sum_{j in J(t)} (x_{j+1} - x_j), Equation (6).
-
-    Args:
-      estimator: gives v_t.
-      x: float [d], before the first of these iterations.
-      ring: the last Delta deltas, the newest first: values [Delta, B] or [Delta, d].
-      snapshot: of this epoch.
-      data: a pytree of arrays [n, ...].
-      draws: of r iterations.
-      missing: bool [r, Delta, G], whether x_hat_t lacks update t - 1 - i in group g.
-      groups: int [d], the group of each coordinate; None if G is 1.
-      lr: eta, a scalar of x's dtype.
-
-    Returns:
-      x after the iterations, [d], and the ring for the next ones.
-    """
-
-    def read(x: jax.Array, ring: Delta, lacking: jax.Array) -> jax.Array:
-        coordinates = jnp.arange(x.shape[0])[None] if ring.block is None else ring.block
-        if groups is None:
-            lacks = lacking[:, :1]
-        else:
-            lacks = lacking[jnp.arange(lacking.shape[0])[:, None], groups[coordinates]]
-        taken_back = jnp.where(lacks, ring.values, jnp.zeros_like(ring.values))
-        if ring.block is None:
-            return x - jnp.sum(taken_back, axis=0)
-        return x.at[ring.block.ravel()].add(-taken_back.ravel(), mode="promise_in_bounds")
-
-    def push(kept: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.concatenate([new[None].astype(kept.dtype), kept[:-1]])
-
-    def iterate(
-        carry: tuple[jax.Array, Delta], inputs: tuple[Draws, jax.Array]
-    ) -> tuple[tuple[jax.Array, Delta], None]:
-        x, ring = carry
-        draw, lacking = inputs
-        delta = steps.step(estimator, read(x, ring, lacking), snapshot, data, draw, lr)
-        x = steps.apply(x, delta)
-        ring = jax.tree.map(push, ring, delta)
-        return (x, ring), None
-
-    (x, ring), _ = jax.lax.scan(iterate, (jnp.asarray(x), ring), (draws, missing))
-    return x, ring

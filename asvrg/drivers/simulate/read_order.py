@@ -1,0 +1,339 @@
+"""Consistent reads, simulated in the order in which the workers read x.
+
+An update's delta depends on nothing but the x that its worker read. So it is computed as soon as
+that x is there, and kept until it is its turn to land: then x_hat_t needs no reconstruction, and an
+iteration costs the same for every delay. What is kept is at most Delta + 1 deltas.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg import sampling, steps
+from asvrg.errors import InputError
+from asvrg.estimators import Estimator
+from asvrg.sampling import Stream
+from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
+
+# Turns in one call, at most, and entries of their largest array. An epoch with more of them takes
+# several calls, so that memory stays bounded; the iterates are the same.
+SEGMENT = 4_096
+SEGMENT_ENTRIES = 1 << 25
+
+
+class Plan(NamedTuple):
+    """Which update each turn computes, and which ones land before it.
+
+    Attributes:
+      update: int32 [m], the number t of the update that turn i computes.
+      version: int32 [m], the updates that have landed by then: x_hat_t is x_version.
+      begins: bool [m], whether the worker reads x in this turn, rather than going on with its own
+        copy of x; None if a worker never sees its own updates before it reads x again.
+      scale: float64 [m], by which the update is multiplied when it lands; None means 1.
+    """
+
+    update: np.ndarray
+    version: np.ndarray
+    begins: np.ndarray | None
+    scale: np.ndarray | None
+
+
+class State(NamedTuple):
+    """The simulation between two turns.
+
+    Attributes:
+      x: float [d], after the updates that have landed.
+      landed: int32, how many have.
+      kept: the deltas that have not, update t in row t modulo their number: values [D, B] or
+        [D, d].
+      own: float [d], the copy of x of the worker of the turn before; `()` without such copies.
+      last: the delta of the turn before, as its worker saw it; `()` without copies.
+      observations: a pytree of arrays [m, ...]; `()` without an observer.
+    """
+
+    x: Array
+    landed: Array
+    kept: Delta
+    own: Array
+    last: Any
+    observations: PyTree
+
+
+def replay(
+    estimator: Estimator,
+    x: jax.Array,
+    snapshot: Snapshot,
+    data: Data,
+    streams: dict[int, Stream],
+    trace: Trace,
+    lr: np.ndarray,
+    *,
+    width: int | None,
+    max_delay: int | None,
+    observe: Observe | None,
+) -> tuple[jax.Array, PyTree]:
+    """The x that the updates of a trace make of x; see `simulate.replay`.
+
+    Args:
+      estimator: gives v_t.
+      x: float [d].
+      snapshot: of this epoch.
+      data: a pytree of arrays [n, ...].
+      streams: of every worker that occurs.
+      trace: of m updates, read_version [m, 1].
+      lr: eta, a scalar of x's dtype.
+      width: B; None if every update is of all of x.
+      max_delay: the largest delay of all traces, where that is known.
+      observe: the observer.
+
+    Returns:
+      x after the updates, and what the observer returned.
+
+    Raises:
+      InputError: a worker that sees its own updates read x while one of them had not landed.
+    """
+    whole = plan(trace)
+    count = len(whole.update)
+    state = begin(
+        x,
+        width,
+        depth(trace, max_delay),
+        count,
+        data,
+        copies=trace.sees_own,
+        observe=observe,
+    )
+    length = segment_length(count, width or x.size)
+    for draws, part, size, until in segments(whole, trace.worker, streams, length):
+        state = turns(
+            estimator, state, snapshot, data, draws, part, size, until, lr, observe=observe
+        )
+    return state.x, state.observations
+
+
+def segment_length(count: int, entries: int) -> int:
+    """How many turns to make in one call.
+
+    Args:
+      count: m, turns in all.
+      entries: numbers in the draw of one turn, of all runs together.
+
+    Returns:
+      A number of turns of at least 1.
+    """
+    return max(1, min(SEGMENT, SEGMENT_ENTRIES // entries, count))
+
+
+def segments(
+    whole: Plan, worker: np.ndarray, streams: dict[int, Stream], length: int
+) -> Iterator[tuple[Draws, Plan, np.int32, np.int32]]:
+    """A plan in pieces, each with the draws of its updates.
+
+    Args:
+      whole: of m turns.
+      worker: int [m], who computed each update, in the order they landed.
+      streams: of every worker that occurs; they advance.
+      length: turns in a piece.
+
+    Yields:
+      The arguments draws, part, count and until of `turns`; the first two are padded to a power of
+      two, so that epochs of about the same length share a compilation.
+    """
+    room = 1 << (length - 1).bit_length()
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([rows, np.zeros((room - len(rows), *rows.shape[1:]), rows.dtype)])
+
+    start = 0
+    for draws in sampling.in_turns(streams, worker, whole.update, length):
+        size = len(draws.batch)
+        part = jax.tree.map(lambda each: padded(each[start : start + size]), whole)  # noqa: B023
+        draws = jax.tree.map(padded, draws)
+        start += size
+        until = start if start == len(whole.update) else 0
+        yield draws, part, np.int32(size), np.int32(until)
+
+
+def plan(trace: Trace) -> Plan:
+    """Sorts the updates of a trace by the version of x that they read.
+
+    Args:
+      trace: of m updates, read_version [m] or [m, 1].
+
+    Returns:
+      A Plan.
+
+    Raises:
+      InputError: a worker that sees its own updates read x while one of them had not landed.
+
+    >>> from asvrg import delays
+    >>> plan(delays.round_robin(4, 2)).update.tolist()
+    [0, 1, 2, 3]
+    >>> plan(Trace(np.array([0, 1, 2]), np.array([0, 0, 0]))).version.tolist()
+    [0, 0, 0]
+    """
+    worker = np.asarray(trace.worker)
+    version = np.asarray(trace.read_version).reshape(len(worker))
+    if not trace.sees_own:
+        order = np.argsort(version, kind="stable")
+        begins = None
+    else:
+        order = np.lexsort((worker, version))
+        of, at = worker[order], version[order]
+        begins = np.ones(len(order), bool)
+        begins[1:] = (of[1:] != of[:-1]) | (at[1:] != at[:-1])
+        _check_own_landed(worker, version)
+    scale = None if trace.scale is None else np.asarray(trace.scale, np.float64)[order]
+    return Plan(order.astype(np.int32), version[order].astype(np.int32), begins, scale)
+
+
+def _check_own_landed(worker: np.ndarray, version: np.ndarray) -> None:
+    order = np.argsort(worker, kind="stable")  # every worker's updates in their order
+    before, after = order[:-1], order[1:]
+    same = worker[before] == worker[after]
+    reads = same & (version[before] != version[after])
+    wrong = np.flatnonzero(reads & (version[after] <= before))
+    if wrong.size:
+        t = int(after[wrong[0]])
+        raise InputError(
+            "trace.read_version of a worker that sees its own updates must be that of its update "
+            f"before, or lie above the number of that update, got {int(version[t])} for update "
+            f"{t} of worker {int(worker[t])}."
+        )
+
+
+def depth(trace: Trace, most: int | None = None) -> int:
+    """Rows for the deltas that have not landed: a power of two, so that traces share compilations.
+
+    Args:
+      trace: of m updates.
+      most: the largest delay of all traces, where that is known; the trace's is taken if larger.
+
+    Returns:
+      D, above t - read_version[t] for every update t.
+    """
+    lag = np.arange(len(trace.worker)) - np.asarray(trace.read_version).reshape(-1)
+    return 1 << int(max(lag.max(initial=0), most or 0)).bit_length()
+
+
+def begin(
+    x: Array,
+    width: int | None,
+    rows: int,
+    inner_steps: int,
+    data: Data,
+    *,
+    copies: bool,
+    observe: Observe | None,
+) -> State:
+    """The state before the first turn.
+
+    Args:
+      x: float [d].
+      width: B; None if every update is of all of x.
+      rows: D, from `depth`.
+      inner_steps: m.
+      data: a pytree of arrays [n, ...], for the observer.
+      copies: whether the workers have copies of x that see their own updates.
+      observe: the observer.
+
+    Returns:
+      A State.
+    """
+    x = jnp.asarray(x)
+
+    def room(*shape: int) -> Delta:
+        block = None if width is None else jnp.zeros((*shape, width), jnp.int32)
+        return Delta(block, jnp.zeros((*shape, x.size if width is None else width), x.dtype))
+
+    observations: PyTree = ()
+    if observe is not None:
+        entry = jax.eval_shape(observe, x, data)
+        observations = jax.tree.map(
+            lambda leaf: jnp.zeros((inner_steps, *leaf.shape), leaf.dtype), entry
+        )
+    return State(
+        x, jnp.int32(0), room(rows), x if copies else (), room() if copies else (), observations
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("estimator", "observe"))
+def turns(
+    estimator: Estimator,
+    state: State,
+    snapshot: Snapshot,
+    data: Data,
+    draws: Draws,
+    part: Plan,
+    count: Array,
+    until: Array,
+    lr: Array,
+    *,
+    observe: Observe | None = None,
+) -> State:
+    """Some turns of a plan, each of which computes one delta at the x that its worker read.
+
+    Args:
+      estimator: gives v_t.
+      state: before them.
+      snapshot: of this epoch.
+      data: a pytree of arrays [n, ...].
+      draws: of these turns' updates, with leading axis r.
+      part: r turns of the plan.
+      count: how many of the r turns to make, so that the number needs no compilation of its own.
+      until: how many updates shall have landed in the end: m after the last turn, else 0.
+      lr: eta, a scalar of x's dtype.
+      observe: (x_t, data) -> a pytree of arrays, called before update t lands.
+
+    Returns:
+      The State after them.
+    """
+    rows = len(state.kept.values)
+
+    def land_until(stop: Array, state: State) -> State:
+        def land(t: jax.Array, state: State) -> State:
+            seen = state.observations
+            if observe is not None:
+                seen = jax.tree.map(
+                    lambda all_, entry: all_.at[t].set(entry), seen, observe(state.x, data)
+                )
+            delta = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t % rows, keepdims=False),
+                state.kept,
+            )
+            return state._replace(x=steps.apply(state.x, delta), landed=t + 1, observations=seen)
+
+        # In a loop of its own the compiler cannot make one multiply-add of -eta v + x, which would
+        # round once where the other drivers round twice. All of the state goes through the loop:
+        # what it only read, the deltas that are kept, would be copied in every turn.
+        return jax.lax.fori_loop(state.landed, stop, land, state)
+
+    def turn(i: jax.Array, state: State) -> State:
+        draw, now = jax.tree.map(lambda leaf: leaf[i], (draws, part))
+        state = land_until(now.version, state)
+        x_hat, own, last = state.x, state.own, state.last
+        if now.begins is not None:
+            x_hat = own = jnp.where(now.begins, state.x, steps.apply(own, last))
+        delta = steps.step(estimator, x_hat, snapshot, data, draw, lr)
+        if now.begins is not None:
+            last = delta
+        if now.scale is not None:
+            delta = delta._replace(values=delta.values * now.scale.astype(x_hat.dtype))
+        # landed is version here, which the compiler does not know: it would write the block before
+        # the loop that reads the others, and copy them all for that.
+        row = (state.landed + (now.update - now.version)) % rows
+        kept = jax.tree.map(
+            lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, row, 0),
+            state.kept,
+            delta,
+        )
+        return state._replace(kept=kept, own=own, last=last)
+
+    draws, part = jax.tree.map(jnp.asarray, (draws, part))
+    return land_until(until, jax.lax.fori_loop(0, count, turn, state))

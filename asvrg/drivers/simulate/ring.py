@@ -1,0 +1,163 @@
+"""Inconsistent reads, simulated in the order in which updates land: Equation (6) as it stands.
+
+The last Delta deltas are kept, and those that x_hat_t lacks are taken back, which costs Delta B
+additions an iteration.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg import delays, sampling, steps
+from asvrg.estimators import Estimator
+from asvrg.sampling import Stream
+from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
+
+# Iterations in one call, at most, and entries of their largest array. An epoch with more of them
+# takes several calls, so that memory stays bounded; the iterates are the same.
+SEGMENT = 4_096
+SEGMENT_ENTRIES = 1 << 25
+
+
+def replay(
+    estimator: Estimator,
+    x: jax.Array,
+    snapshot: Snapshot,
+    data: Data,
+    streams: dict[int, Stream],
+    trace: Trace,
+    lr: np.ndarray,
+    *,
+    groups: Array,
+    width: int | None,
+    max_delay: int | None,
+    observe: Observe | None,
+) -> tuple[jax.Array, PyTree]:
+    """The x that the updates of a trace make of x; see `simulate.replay`.
+
+    Args:
+      estimator: gives v_t.
+      x: float [d].
+      snapshot: of this epoch.
+      data: a pytree of arrays [n, ...].
+      streams: of every worker that occurs.
+      trace: of m updates, read_version [m, G].
+      lr: eta, a scalar of x's dtype.
+      groups: int [d], the group of each coordinate.
+      width: B; None if every update is of all of x.
+      max_delay: the largest delay of all traces, where that is known.
+      observe: the observer.
+
+    Returns:
+      x after the updates, and what the observer returned.
+    """
+    longest = int(delays.staleness(trace).max(initial=0)) if max_delay is None else max_delay
+    # A power of two, so that traces of about the same delay share a compilation.
+    depth = 1 << max(longest - 1, 0).bit_length()
+    deltas = empty_ring(width, x.size, depth, x.dtype)
+    num_groups = trace.read_version.shape[1]
+    segment = max(1, min(SEGMENT, SEGMENT_ENTRIES // max(width or x.size, depth * num_groups)))
+    pieces = []
+    for start in range(0, len(trace.worker), segment):
+        stop = min(start + segment, len(trace.worker))
+        draws = sampling.in_order(streams, trace.worker[start:stop])
+        lacking = delays.missing(trace, start, stop, depth)
+        scale = None if trace.scale is None else trace.scale[start:stop]
+        x, deltas, seen = delayed_steps(
+            estimator,
+            x,
+            deltas,
+            snapshot,
+            data,
+            draws,
+            lacking,
+            groups,
+            scale,
+            lr,
+            observe=observe,
+        )
+        pieces.append(seen)
+    return x, jax.tree.map(lambda *seen: jnp.concatenate(seen), *pieces)
+
+
+def empty_ring(width: int | None, dim: int, depth: int, dtype: np.dtype) -> Delta:
+    """Room for the last deltas, at first zeros, for `delayed_steps`.
+
+    Args:
+      width: B; None if every update is of all of x.
+      dim: d.
+      depth: the number of deltas, Delta.
+      dtype: of x.
+
+    Returns:
+      Delta: block int32 [depth, B] or None, values [depth, B] or [depth, d].
+    """
+    block = None if width is None else jnp.zeros((depth, width), jnp.int32)
+    return Delta(block, jnp.zeros((depth, width or dim), dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("estimator", "observe"))
+def delayed_steps(
+    estimator: Estimator,
+    x: Array,
+    ring: Delta,
+    snapshot: Snapshot,
+    data: Data,
+    draws: Draws,
+    missing: Array,
+    groups: Array,
+    scale: Array | None,
+    lr: Array,
+    *,
+    observe: Observe | None = None,
+) -> tuple[jax.Array, Delta, PyTree]:
+    """Iterations whose x_hat_t lacks the updates J(t), any subset of the last Delta ones.
+
+    x_hat_t = x_t - sum_{j in J(t)} (x_{j+1} - x_j), Equation (6).
+
+    Args:
+      estimator: gives v_t.
+      x: float [d], before the first of these iterations.
+      ring: the last Delta deltas, the newest first: values [Delta, B] or [Delta, d].
+      snapshot: of this epoch.
+      data: a pytree of arrays [n, ...].
+      draws: of r iterations.
+      missing: bool [r, Delta, G], whether x_hat_t lacks update t - 1 - i in group g.
+      groups: int [d], the group of each coordinate.
+      scale: float64 [r], by which the updates are multiplied when they land; None means 1.
+      lr: eta, a scalar of x's dtype.
+      observe: (x_t, data) -> a pytree of arrays.
+
+    Returns:
+      x after the iterations, [d], the ring for the next ones, and what the observer returned.
+    """
+
+    def read(x: jax.Array, ring: Delta, lacking: jax.Array) -> jax.Array:
+        coordinates = jnp.arange(x.shape[0])[None] if ring.block is None else ring.block
+        lacks = lacking[jnp.arange(lacking.shape[0])[:, None], groups[coordinates]]
+        taken_back = jnp.where(lacks, ring.values, jnp.zeros_like(ring.values))
+        if ring.block is None:
+            return x - jnp.sum(taken_back, axis=0)
+        return x.at[ring.block.ravel()].add(-taken_back.ravel(), mode="promise_in_bounds")
+
+    def push(kept: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.concatenate([new[None].astype(kept.dtype), kept[:-1]])
+
+    def iterate(
+        carry: tuple[jax.Array, Delta], inputs: tuple[Draws, jax.Array, jax.Array | None]
+    ) -> tuple[tuple[jax.Array, Delta], PyTree]:
+        x, ring = carry
+        draw, lacking, scale = inputs
+        seen = () if observe is None else observe(x, data)
+        delta = steps.step(estimator, read(x, ring, lacking), snapshot, data, draw, lr)
+        if scale is not None:
+            delta = delta._replace(values=delta.values * scale.astype(x.dtype))
+        return (steps.apply(x, delta), jax.tree.map(push, ring, delta)), seen
+
+    groups = jnp.asarray(groups)
+    (x, ring), seen = jax.lax.scan(iterate, (jnp.asarray(x), ring), (draws, missing, scale))
+    return x, ring, seen

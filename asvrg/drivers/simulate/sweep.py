@@ -1,0 +1,211 @@
+"""Many independent runs at once: other seeds, steps, delays or starting points, in one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg import delays, objectives, sampling
+from asvrg.drivers.simulate import read_order
+from asvrg.errors import InputError, check_count
+from asvrg.estimators import Estimator
+from asvrg.sampling import Sampler
+from asvrg.schedules import Schedule
+from asvrg.types import Array, Data, Observe, PyTree, Snapshot, Trace
+
+
+class Run(NamedTuple):
+    """One of the runs of a sweep.
+
+    Attributes:
+      x0: float [d].
+      sampler: of its draws; b and B are those of all runs.
+      schedule: epoch s -> eta.
+      trace: epoch s -> the Trace of its m updates, with consistent reads; None for serial
+        execution.
+    """
+
+    x0: Array
+    sampler: Sampler
+    schedule: Schedule
+    trace: Callable[[int], Trace] | None = None
+
+
+class SweepResult(NamedTuple):
+    """All R runs after an epoch.
+
+    Attributes:
+      epoch: epochs done.
+      x: float [R, d].
+      observations: what the observer returned, a pytree of arrays [R, m, ...]; `()` without one.
+    """
+
+    epoch: int
+    x: jax.Array
+    observations: PyTree
+
+
+def sweep(
+    estimator: Estimator,
+    data: Data,
+    runs: Sequence[Run],
+    *,
+    inner_steps: int,
+    num_epochs: int,
+    max_delay: int = 0,
+    observe: Observe | None = None,
+) -> Iterator[SweepResult]:
+    """Runs R simulations side by side, with one compilation and one call for all of them.
+
+    Every run gives what `training.run` with `simulate.driver` gives for it alone, up to rounding.
+
+    Args:
+      estimator: gives v_t.
+      data: a pytree of arrays [n, ...], the same for all runs.
+      runs: at least one.
+      inner_steps: m.
+      num_epochs: S.
+      max_delay: Delta, the largest delay of all traces, so that no later epoch compiles again.
+      observe: (x [d], data) -> a pytree of arrays, looked at before every update.
+
+    Yields:
+      A SweepResult after every epoch.
+
+    Raises:
+      InputError: an argument is out of its range, the runs' samplers differ in more than their
+        seeds, or a trace has inconsistent reads or does not fit.
+
+    >>> from asvrg import estimators, schedules
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
+    >>> spec = sampling.sampler(4, 1, batch_size=2)
+    >>> zero = np.zeros(1, np.float32)
+    >>> runs = [Run(zero, spec, schedules.constant(lr)) for lr in (0.01, 0.1)]
+    >>> args = estimators.svrg(objective), np.arange(4, dtype=np.float32), runs
+    >>> *_, last = sweep(*args, inner_steps=50, num_epochs=2)
+    >>> [round(x, 2) for x in last.x[:, 0].tolist()]  # the minimum is at 1.5
+    [0.95, 1.5]
+    """
+    check_count("inner_steps", inner_steps)
+    check_count("num_epochs", num_epochs)
+    check_count("max_delay", max_delay, least=0)
+    check_count("the number of runs", len(runs))
+    spec = runs[0].sampler
+    sampling.check_fits(spec, objectives.num_samples(data))
+    for run in runs:
+        sampling.check_dim(spec, run.x0)
+        if run.sampler._replace(seed=spec.seed) != spec:
+            raise InputError(
+                f"the runs must have samplers that differ in their seeds alone, got {spec} and "
+                f"{run.sampler}."
+            )
+    data = jax.tree.map(jnp.asarray, data)
+    x = jnp.stack([jnp.asarray(run.x0) for run in runs])
+    for epoch in range(num_epochs):
+        traces = [_trace(run, epoch, inner_steps) for run in runs]
+        rates = np.array([run.schedule(epoch) for run in runs], x.dtype)
+        snapshots = _prepare(estimator, x, data)
+        x, seen = _inner_loop(
+            estimator, x, snapshots, data, runs, traces, epoch, rates, max_delay, observe
+        )
+        yield SweepResult(epoch + 1, x, seen)
+
+
+def _trace(run: Run, epoch: int, inner_steps: int) -> Trace:
+    trace = delays.none(inner_steps) if run.trace is None else run.trace(epoch)
+    delays.check(trace)
+    if np.size(trace.read_version) != inner_steps or len(trace.worker) != inner_steps:
+        raise InputError(
+            f"a trace of a sweep must have worker and read_version [{inner_steps}], got shapes "
+            f"{np.shape(trace.worker)} and {np.shape(trace.read_version)} in epoch {epoch}."
+        )
+    return trace
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def _prepare(estimator: Estimator, x: jax.Array, data: Data) -> Snapshot:
+    return jax.vmap(lambda each: estimator.prepare(each, data, map))(x)
+
+
+def _inner_loop(
+    estimator: Estimator,
+    x: jax.Array,
+    snapshots: Snapshot,
+    data: Data,
+    runs: Sequence[Run],
+    traces: Sequence[Trace],
+    epoch: int,
+    rates: np.ndarray,
+    max_delay: int,
+    observe: Observe | None,
+) -> tuple[jax.Array, PyTree]:
+    copies = any(trace.sees_own for trace in traces)
+    scaled = any(trace.scale is not None for trace in traces)
+    plans = [_alike(read_order.plan(trace), copies, scaled) for trace in traces]
+    count = len(plans[0].update)
+    rows = max(read_order.depth(trace, max_delay) for trace in traces)
+    width = runs[0].sampler.block_size
+    state = jax.vmap(
+        lambda each: read_order.begin(
+            each, width, rows, count, data, copies=copies, observe=observe
+        )
+    )(x)
+    length = read_order.segment_length(count, len(runs) * (width or x.shape[1]))
+    pieces = zip(
+        *(
+            read_order.segments(
+                plan, trace.worker, sampling.streams(run.sampler, epoch, trace), length
+            )
+            for plan, trace, run in zip(plans, traces, runs, strict=True)
+        ),
+        strict=True,
+    )
+    for piece in pieces:
+        *_, size, until = piece[0]
+        stacked = [(draws, part) for draws, part, _, _ in piece]
+        draws, part = jax.tree.map(lambda *each: np.stack(each), *stacked)
+        state = _turns(
+            estimator, state, snapshots, data, draws, part, size, until, rates, observe=observe
+        )
+    return state.x, state.observations
+
+
+def _alike(plan: read_order.Plan, copies: bool, scaled: bool) -> read_order.Plan:
+    """The same plan, with the fields that those of other runs have."""
+    every = np.ones(len(plan.update))
+    return plan._replace(
+        begins=every.astype(bool) if copies and plan.begins is None else plan.begins,
+        scale=every if scaled and plan.scale is None else plan.scale,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("estimator", "observe"))
+def _turns(
+    estimator: Estimator,
+    state: read_order.State,
+    snapshots: Snapshot,
+    data: Data,
+    draws: PyTree,
+    part: read_order.Plan,
+    count: Array,
+    until: Array,
+    rates: Array,
+    *,
+    observe: Observe | None,
+) -> read_order.State:
+    def one(
+        state: read_order.State,
+        snapshot: Snapshot,
+        draws: PyTree,
+        part: read_order.Plan,
+        lr: jax.Array,
+    ) -> read_order.State:
+        return read_order.turns(
+            estimator, state, snapshot, data, draws, part, count, until, lr, observe=observe
+        )
+
+    return jax.vmap(one)(state, snapshots, draws, part, rates)
