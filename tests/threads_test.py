@@ -247,6 +247,84 @@ def test_the_given_x_is_left_alone() -> None:
     np.testing.assert_array_equal(x, problem.x0)
 
 
+def hold_one_back(patch: pytest.MonkeyPatch, num_updates: int, seconds: float) -> None:
+    """Has thread 0 wait with its first window until so many updates have landed, or so long."""
+    compute, held = threads._InnerLoop._compute, []
+
+    def slow_compute(loop: threads._InnerLoop, *args):
+        delta = compute(loop, *args)
+        if threading.current_thread().name.endswith("_0") and not held:
+            held.append(True)
+            until = time.monotonic() + seconds
+            while loop._claims.landed < num_updates and time.monotonic() < until:
+                time.sleep(1e-3)
+        return delta
+
+    patch.setattr(threads._InnerLoop, "_compute", slow_compute)
+
+
+@pytest.mark.parametrize("read_period", [1, 5])
+@pytest.mark.parametrize(("read", "write"), MODES)
+def test_max_delay_bounds_all_delays(
+    read_period: int, read: str, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four threads, one of which the others would leave far behind."""
+    spec = sampling.sampler(4, 3, batch_size=1)
+    options = {"num_threads": 4, "read": read, "write": write, "read_period": read_period}
+    longest = {}
+    for max_delay in (0, 2, 9, None):
+        driver = threads.driver(
+            COUNTING, np.zeros(4), spec, inner_steps=203, max_delay=max_delay, **options
+        )
+        driver.warm_up(np.zeros(3))
+        with monkeypatch.context() as patch:
+            hold_one_back(patch, 30, seconds=20 if max_delay is None else 0.2)
+            x, trace = driver.inner_loop(np.zeros(3), Snapshot(), 0, 1.0)
+        if write == "locked":
+            np.testing.assert_array_equal(x, 203.0)
+        longest[max_delay] = delays.staleness(trace).max()
+    assert all(found <= asked for asked, found in longest.items() if asked is not None)
+    assert longest[9] > 0  # they do run at once
+    assert longest[None] > 9
+
+
+@pytest.mark.parametrize("read_period", [1, 4])
+def test_delay_adaptive_steps_are_those_of_the_trace(
+    read_period: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale is that of the recorded delays, and the run replays to the bit."""
+    problem = problems.get("relu", "float64")
+    options = {"inner_steps": 90, "num_threads": 3, "read_period": read_period}
+    driver = svrg_driver(threads, problem, 3, delay_adaptive=True, **options)
+    driver.warm_up(problem.x0)
+    snapshot = driver.prepare(problem.x0)
+    hold_one_back(monkeypatch, 40, seconds=20)
+    found, trace = driver.inner_loop(problem.x0, snapshot, 0, 0.05)
+    scale = delays.adaptive_scale(delays.staleness(trace), 3 * read_period)
+    np.testing.assert_array_equal(trace.scale, scale)
+    assert scale.min() < 0.4
+    replay = svrg_driver(simulate, problem, 3, inner_steps=90, trace=lambda _: trace)
+    again, _ = replay.inner_loop(problem.x0, snapshot, 0, 0.05)
+    np.testing.assert_array_equal(again, found)
+    unscaled = trace._replace(scale=None)
+    replay = svrg_driver(simulate, problem, 3, inner_steps=90, trace=lambda _: unscaled)
+    assert np.any(replay.inner_loop(problem.x0, snapshot, 0, 0.05)[0] != found)
+
+
+def test_times_are_in_the_order_of_what_happened() -> None:
+    problem = problems.get("relu", "float64")
+    options = {"inner_steps": 90, "num_threads": 3, "read_period": 4}
+    driver = svrg_driver(threads, problem, 3, **options)
+    begin = time.perf_counter()
+    _, trace = driver.inner_loop(problem.x0, driver.prepare(problem.x0), 0, 0.05)
+    seconds = time.perf_counter() - begin
+    read, computed, landed = trace.times
+    assert np.all((read > 0) & (read < computed) & (computed < landed) & (landed < seconds))
+    assert np.all(np.diff(landed) >= 0)
+    # Update t saw all that had landed before it was read.
+    assert np.all(np.searchsorted(landed, read) <= trace.read_version)
+
+
 ENDLESS = 10_000_000  # iterations: an epoch that only the tests below end
 
 
@@ -327,39 +405,6 @@ def test_ctrl_c_stops_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(buffers[0], before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("dim", [1, 3, 16, 1_001])
-def test_buffers_are_aligned_and_views_live(dim: int, dtype: str) -> None:
-    x = np.arange(dim).astype(dtype)
-    buffer = threads.shared_buffer(x)
-    assert buffer.ctypes.data % 64 == 0
-    assert buffer.dtype == dtype
-    np.testing.assert_array_equal(buffer, x)
-    view = threads.live_view(buffer)
-    buffer += 1
-    np.testing.assert_array_equal(view, x + 1)
-    np.testing.assert_array_equal(jax.jit(lambda x: x + 1)(view), x + 2)
-    np.testing.assert_array_equal(x, np.arange(dim))  # a copy
-
-
-def test_views_that_would_not_live_are_refused() -> None:
-    with pytest.raises(InputError, match="buffer must be aligned to 64 bytes"):
-        threads.live_view(threads.shared_buffer(np.zeros(9))[1:])
-
-
-@pytest.mark.parametrize("block", [None, [[0, 2], [2, 4]]])
-def test_add_touches_its_blocks_and_nothing_else(block) -> None:
-    buffer = np.array([-0.0, -0.0, 1.0, np.nan, 5.0])
-    values = np.array([[1.0, 2, 3, 4, 5], [1, 1, 1, 1, 1]])
-    expected = [2.0, 3.0, 5.0, np.nan, 11.0]
-    if block is not None:
-        values, expected = values[:, :2], [1.0, -0.0, 4.0, np.nan, 6.0]
-        block = np.array(block)
-    threads.add(buffer, Delta(block, values))
-    np.testing.assert_array_equal(buffer, expected)
-    np.testing.assert_array_equal(np.signbit(buffer), np.signbit(expected))
-
-
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -367,6 +412,7 @@ def test_add_touches_its_blocks_and_nothing_else(block) -> None:
         ({"num_threads": 0}, "num_threads must be a whole number of at least 1, got 0"),
         ({"num_threads": 1.5}, "num_threads must be a whole number of at least 1, got 1.5"),
         ({"read_period": 0}, "read_period must be a whole number of at least 1, got 0"),
+        ({"max_delay": -1}, "max_delay must be a whole number of at least 0, got -1"),
         ({"read": "dirty"}, "read must be one of consistent, inconsistent, view, got 'dirty'"),
         ({"write": "free"}, "write must be one of locked, lock_free, got 'free'"),
         ({"write": "lock_free"}, "read must be inconsistent or view where write is lock_free"),

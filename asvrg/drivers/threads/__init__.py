@@ -8,6 +8,7 @@ see: that is the asynchrony, and the Trace records it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
@@ -15,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import objectives, sampling, steps
+from asvrg import delays, objectives, sampling, steps
+from asvrg.drivers.threads.buffer import add, live_view, shared_buffer
+from asvrg.drivers.threads.claims import Claims
 from asvrg.errors import DriverError, InputError, check_choice, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
 
+__all__ = ["READS", "WRITES", "WorkerError", "add", "driver", "live_view", "shared_buffer"]
+
 READS = ("consistent", "inconsistent", "view")
 WRITES = ("locked", "lock_free")
-
-_ALIGNMENT = 64  # bytes; XLA aliases a numpy buffer of this alignment, and copies any other
 
 
 class WorkerError(DriverError):
@@ -51,6 +54,8 @@ def driver(
     read: str = "consistent",
     write: str = "locked",
     read_period: int = 16,
+    max_delay: int | None = None,
+    delay_adaptive: bool = False,
 ) -> Driver:
     """Algorithm 1 on K threads; also its full gradient is computed by them, in chunks.
 
@@ -71,6 +76,11 @@ def driver(
         `lock_free`: without a lock; two threads that add to a coordinate at the same moment may
         lose one of the two additions.
       read_period: r, a thread's iterations from one read of x to the next.
+      max_delay: Delta of Assumption 4, the largest delay of an update: a thread that is too far
+        ahead waits, and r is at most (Delta + 1) / K, so that all threads have room. None for no
+        limit.
+      delay_adaptive: whether the steps of late updates are scaled down as they land, by
+        `delays.adaptive_scale` with the concurrency K r.
 
     Returns:
       A Driver whose x is a numpy array.
@@ -84,6 +94,9 @@ def driver(
     check_count("inner_steps", inner_steps)
     check_count("num_threads", num_threads)
     check_count("read_period", read_period)
+    if max_delay is not None:
+        check_count("max_delay", max_delay, least=0)
+        read_period = min(read_period, max(1, (max_delay + 1) // num_threads))
     check_choice("read", read, READS)
     check_choice("write", write, WRITES)
     if read == "consistent" and write == "lock_free":
@@ -93,6 +106,7 @@ def driver(
         )
     n = sampling.check_fits(sampler, objectives.num_samples(data))
     device_data = jax.tree.map(jnp.asarray, data)
+    concurrency = num_threads * read_period if delay_adaptive else None
 
     def prepare(x: Array) -> Snapshot:
         with ThreadPoolExecutor(num_threads, "asvrg-snapshot") as pool:
@@ -102,90 +116,21 @@ def driver(
         sampling.check_dim(sampler, x)
         buffer = shared_buffer(x)
         streams = [Stream(sampler, epoch, worker) for worker in range(num_threads)]
-        loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr)
-        trace = loop.run(inner_steps, read, write, read_period)
-        return buffer, trace
+        claims = Claims(inner_steps, read_period, max_delay=max_delay, scaled=delay_adaptive)
+        loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr, claims)
+        return buffer, loop.run(read, write, concurrency)
 
     def warm_up(x: Array) -> None:
         snapshot = prepare(x)
         stream = Stream(sampler, 0, 0)
         for count in {min(read_period, inner_steps), inner_steps % read_period} - {0}:
-            loop = _InnerLoop(estimator, shared_buffer(x), snapshot, device_data, [stream], 0.0)
-            loop.run(count, read, write, read_period)
+            claims = Claims(count, read_period)
+            buffer = shared_buffer(x)
+            loop = _InnerLoop(estimator, buffer, snapshot, device_data, [stream], 0.0, claims)
+            loop.run(read, write, None)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
-
-
-def shared_buffer(x: Array) -> np.ndarray:
-    """A copy of x that numpy writes and XLA reads in place.
-
-    Args:
-      x: float [d].
-
-    Returns:
-      A writable numpy array [d] whose first byte lies at a multiple of 64, of the dtype that jax
-      gives x: float64 becomes float32 unless jax_enable_x64 is set.
-
-    >>> shared_buffer(np.arange(3.0)).ctypes.data % 64
-    0
-    """
-    x = np.asarray(jnp.asarray(x))
-    room = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
-    offset = -room.ctypes.data % _ALIGNMENT
-    buffer = room[offset : offset + x.nbytes].view(x.dtype)
-    np.copyto(buffer, x)
-    return buffer
-
-
-def live_view(buffer: np.ndarray) -> jax.Array:
-    """The buffer as a jax array that always holds what the buffer holds now.
-
-    Args:
-      buffer: float [d], from `shared_buffer`.
-
-    Returns:
-      A jax array on the CPU, at the same address.
-
-    Raises:
-      InputError: XLA would copy the buffer: it is not aligned, or not on this device.
-
-    >>> buffer = shared_buffer(np.zeros(2, np.float32))
-    >>> view = live_view(buffer)
-    >>> buffer[0] = 1
-    >>> view
-    Array([1., 0.], dtype=float32)
-    """
-    view = jnp.from_dlpack(buffer)
-    if view.unsafe_buffer_pointer() != buffer.ctypes.data:
-        raise InputError(
-            "buffer must be aligned to 64 bytes on the CPU, as shared_buffer makes it, got one "
-            "that XLA copies."
-        )
-    return view
-
-
-def add(buffer: np.ndarray, delta: Delta) -> None:
-    """Adds deltas [r, B] or [r, d] to the shared buffer in place, one after the other.
-
-    Only the coordinates of the blocks are touched: a masked addition over all of x would undo what
-    other threads write in the meantime, even to other coordinates.
-
-    Args:
-      buffer: float [d], changed.
-      delta: of r iterations: block int [r, B] and values [r, B], or None and values [r, d].
-
-    >>> buffer = np.zeros(3)
-    >>> add(buffer, Delta(np.array([[0, 2], [1, 2]]), np.array([[1.0, 2.0], [3.0, 4.0]])))
-    >>> buffer
-    array([1., 3., 6.])
-    """
-    values = np.asarray(delta.values)
-    if delta.block is None:
-        for row in values:
-            buffer += row
-    else:
-        np.add.at(buffer, delta.block.ravel(), values.ravel())
 
 
 class _InnerLoop:
@@ -199,6 +144,7 @@ class _InnerLoop:
         data: Data,
         streams: list[Stream],
         lr: float,
+        claims: Claims,
     ) -> None:
         self._estimator = estimator
         self._buffer = buffer
@@ -206,22 +152,17 @@ class _InnerLoop:
         self._data = data
         self._streams = streams
         self._lr = np.asarray(lr, buffer.dtype)
+        self._claims = claims
         self._write_lock = threading.Lock()
-        self._count_lock = threading.Lock()
-        self._stop = threading.Event()
-        self._claimed = 0
-        self._landed = 0
 
-    def run(self, inner_steps: int, read: str, write: str, read_period: int) -> Trace:
-        """Has the threads do `inner_steps` updates; returns when all of them have ended."""
-        self._worker = np.zeros(inner_steps, np.int32)
-        self._read_version = np.zeros(inner_steps, np.int32)
+    def run(self, read: str, write: str, concurrency: int | None) -> Trace:
+        """Has the threads do all updates; returns when all of them have ended."""
         workers = range(len(self._streams))
         with ThreadPoolExecutor(len(workers), "asvrg-worker") as pool:
             runs: list[Future[None]] = []
             try:
                 for k in workers:
-                    runs.append(pool.submit(self._work, k, read, write, read_period))
+                    runs.append(pool.submit(self._work, k, read, write, concurrency))
                 wait(runs, return_when=FIRST_EXCEPTION)
             except RuntimeError as error:
                 raise InputError(
@@ -230,40 +171,37 @@ class _InnerLoop:
                 ) from error
             finally:
                 # Also on Ctrl-C: nobody writes to the buffer once this function has returned.
-                self._stop.set()
+                self._claims.stop()
                 wait(runs)
         for worker, cause in enumerate(each.exception() for each in runs):
             if cause is not None:
                 raise WorkerError(worker, self._buffer, cause) from cause
-        return Trace(self._worker, self._read_version, sees_own=True)
+        return self._claims.trace()
 
-    def _work(self, worker: int, read: str, write: str, read_period: int) -> None:
+    def _work(self, worker: int, read: str, write: str, concurrency: int | None) -> None:
         # A diverging x overflows; training.run says so, with the cause.
         with np.errstate(over="ignore", invalid="ignore"):
             copy = shared_buffer(self._buffer)
             x = live_view(self._buffer if read == "view" else copy)
-            while count := self._claim(read_period):
+            lock = self._write_lock if write == "locked" else contextlib.nullcontext()
+            while count := self._claims.claim(worker):
                 draws = self._streams[worker].take(count)
+                begin = self._claims.now()
                 version = self._read(copy, read)
                 delta = self._compute(x, draws)
-                self._land(worker, version, delta, write)
-
-    def _claim(self, read_period: int) -> int:
-        """How many iterations the calling thread shall do next; 0 when there is nothing left."""
-        with self._count_lock:
-            count = min(read_period, len(self._worker) - self._claimed)
-            if self._stop.is_set():
-                count = 0
-            self._claimed += count
-            return count
+                computed = self._claims.now()
+                with lock:
+                    scale = self._scale(version, count, concurrency)
+                    add(self._buffer, delta if scale is None else _scaled(delta, scale))
+                    self._claims.land(worker, count, version, begin, computed, scale)
 
     def _read(self, copy: np.ndarray, read: str) -> int:
         """Copies x unless it is read in place; returns how many updates had landed before."""
         if read == "consistent":
             with self._write_lock:
                 np.copyto(copy, self._buffer)
-                return self._landed
-        version = self._landed
+                return self._claims.landed
+        version = self._claims.landed
         if read == "inconsistent":
             np.copyto(copy, self._buffer)
         return version
@@ -273,18 +211,15 @@ class _InnerLoop:
         # Waits for the call: until then it may still be reading x.
         return Delta(draws.block, np.asarray(delta.values))
 
-    def _land(self, worker: int, version: int, delta: Delta, write: str) -> None:
-        if write == "locked":
-            with self._write_lock:
-                add(self._buffer, delta)
-                self._record(worker, version, len(delta.values))
-        else:
-            add(self._buffer, delta)
-            self._record(worker, version, len(delta.values))
+    def _scale(self, version: int, count: int, concurrency: int | None) -> np.ndarray | None:
+        """By which to multiply the updates of a window that lands now."""
+        if concurrency is None:
+            return None
+        landed = self._claims.landed  # without a lock others may land in between
+        # Where nobody else has landed an update since, the window lacks none.
+        late = np.arange(landed, landed + count) - version if landed > version else np.zeros(count)
+        return delays.adaptive_scale(late, concurrency)
 
-    def _record(self, worker: int, version: int, count: int) -> None:
-        with self._count_lock:
-            landed = slice(self._landed, self._landed + count)
-            self._worker[landed] = worker
-            self._read_version[landed] = version
-            self._landed += count
+
+def _scaled(delta: Delta, scale: np.ndarray) -> Delta:
+    return delta._replace(values=delta.values * scale.astype(delta.values.dtype)[:, None])
