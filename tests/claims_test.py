@@ -1,13 +1,11 @@
-"""Claims: who may begin a window, by hand, and the Trace that is left."""
+"""Claims: who may begin a window, by hand."""
 
 from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 
-from asvrg import delays
 from asvrg.drivers.threads.claims import Claims
 
 pytestmark = pytest.mark.timeout(30)
@@ -27,31 +25,14 @@ def test_windows_are_claimed_until_all_updates_are() -> None:
     assert [claims.claim(k) for k in range(4)] == [3, 3, 2, 0]
 
 
-def test_the_trace_has_what_landed_in_that_order() -> None:
-    claims = Claims(5, 2, scaled=True)
-    assert [claims.claim(0), claims.claim(1)] == [2, 2]
-    claims.land(1, 2, 0, 0.1, 0.2, np.array([1.0, 1.0]))
-    assert claims.claim(1) == 1
-    claims.land(0, 2, 0, 0.1, 0.3, np.array([0.5, 0.25]))
-    claims.land(1, 1, 2, 0.4, 0.5, np.array([1.0]))
-    trace = claims.trace()
-    assert trace.worker.tolist() == [1, 1, 0, 0, 1]
-    assert trace.read_version.tolist() == [0, 0, 0, 0, 2]
-    assert trace.scale is not None
-    assert trace.scale.tolist() == [1, 1, 0.5, 0.25, 1]
-    assert trace.times is not None
-    assert trace.times.computed.tolist() == [0.2, 0.2, 0.3, 0.3, 0.5]
-    assert delays.staleness(trace).tolist() == [0, 0, 2, 3, 2]
-
-
 def test_who_is_too_far_ahead_waits_for_the_oldest_window() -> None:
     """Delta = 3: with updates 0 and 1 in flight, 2 and 3 may be; then 0 must land first."""
     claims = Claims(100, 2, max_delay=3)
     assert [claims.claim(0), claims.claim(1)] == [2, 2]
-    claims.land(1, 2, 0, 0.0, 0.0)
+    claims.land(1, 0, 2, 0.0, 0.0)
     thread, answer = claim_later(claims, 1)
     assert not answer
-    claims.land(0, 2, 0, 0.0, 0.0)
+    claims.land(0, 0, 2, 0.0, 0.0)
     thread.join()
     assert answer == [2]
 
@@ -60,7 +41,7 @@ def test_who_is_alone_never_waits() -> None:
     claims = Claims(100, 7, max_delay=0)
     for _ in range(3):
         assert claims.claim(0) == 7
-        claims.land(0, 7, claims.landed, 0.0, 0.0)
+        claims.land(0, claims.landed.number, 7, 0.0, 0.0)
 
 
 def test_stop_wakes_who_waits() -> None:

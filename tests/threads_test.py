@@ -256,7 +256,7 @@ def hold_one_back(patch: pytest.MonkeyPatch, num_updates: int, seconds: float) -
         if threading.current_thread().name.endswith("_0") and not held:
             held.append(True)
             until = time.monotonic() + seconds
-            while loop._claims.landed < num_updates and time.monotonic() < until:
+            while loop._claims.landed.number < num_updates and time.monotonic() < until:
                 time.sleep(1e-3)
         return delta
 

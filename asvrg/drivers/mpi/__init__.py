@@ -34,8 +34,9 @@ import numpy as np
 from absl import logging
 
 from asvrg import objectives, sampling
+from asvrg.drivers.mpi.inner_loop import InnerLoop
 from asvrg.drivers.mpi.protocol import SERVER, TEXT, Plan, RankError, make_plan, vector
-from asvrg.drivers.mpi.server import InnerLoop, Server
+from asvrg.drivers.mpi.server import Server
 from asvrg.drivers.mpi.worker import Worker
 from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
@@ -182,6 +183,7 @@ def driver(
     index: int = 0,
     overlap: bool = False,
     max_delay: int | None = None,
+    delay_adaptive: bool = False,
 ) -> Driver:
     """Algorithm 2: x <- x - eta v for the v of whichever worker is ready, m times an epoch.
 
@@ -194,6 +196,8 @@ def driver(
         is hidden, for one more unit of delay.
       max_delay: Delta, the largest delay of an update; a worker that is too far ahead waits. None
         for no limit.
+      delay_adaptive: whether the steps of late updates are scaled down as they land, by
+        `delays.adaptive_scale` with the concurrency K, or 2 K with overlap.
 
     Returns:
       A Driver whose x is a numpy array.
@@ -232,7 +236,7 @@ def driver(
     def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
         del snapshot  # the workers have it
         buffer = own(x)
-        server.loop = InnerLoop(
+        loop = InnerLoop(
             server,
             buffer,
             epoch=epoch,
@@ -240,11 +244,13 @@ def driver(
             inner_steps=inner_steps,
             overlap=overlap,
             max_delay=max_delay,
+            delay_adaptive=delay_adaptive,
             clock=serving.seconds,
         )
+        server.abandon = loop.abandon
         with np.errstate(over="ignore", invalid="ignore"):  # training.run says so, with the cause
-            trace = server.loop.run()
-        server.loop = None
+            trace = loop.run()
+        server.abandon = None
         return buffer, trace
 
     def warm_up(x: Array) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from absl import logging
 
-from asvrg.drivers.mpi.protocol import GRANT, Message, Packet, Plan, RankError, Tag
-from asvrg.types import Shard, Trace
+from asvrg.drivers.mpi.protocol import Message, Packet, Plan, RankError, Tag
+from asvrg.types import Shard
 
 PATIENCE = 10.0  # seconds in which a job that failed is wound up
 
@@ -35,13 +35,6 @@ class Star(Protocol):
     def flush(self, until: float) -> bool: ...  # noqa: D102
 
 
-class Work(NamedTuple):
-    """An x_hat that was sent: how many updates had landed, and whose draws it is for."""
-
-    version: int
-    stream: int
-
-
 class Books:
     """What the server knows of one live worker."""
 
@@ -60,7 +53,7 @@ class Server:
         self.plan = plan
         self.books = {k: Books(list(units)) for k, units in enumerate(plan.shards, 1)}
         self.generation = 0  # of the shards, within an epoch
-        self.loop: InnerLoop | None = None
+        self.abandon: Callable[[set[int], float], None] | None = None  # of an epoch under way
         self._orphans: list[int] = []  # units of dead workers
         self._uncounted: set[int] = set()  # units whose gradient is still to come
         self._failed: set[int] = set()  # workers that raised
@@ -204,11 +197,11 @@ class Server:
           Whether all that live were told in time.
         """
         until = time.monotonic() + PATIENCE
-        if self.loop is not None:
-            self.loop.abandon(self._failed, until)
+        if self.abandon is not None:
+            self.abandon(self._failed, until)
         for k in self.books:
             self.star.send(k, Tag.STOP)
-        if self.loop is None:
+        if self.abandon is None:
             self._hear_out(until)
         return self.star.flush(until)
 
@@ -242,173 +235,3 @@ class Server:
             logging.warning("Rank %d died; %d workers go on.", k, len(self.books))
         if not self.books:
             raise RankError(None, "No worker is left.")
-
-
-class InnerLoop:
-    """The m updates of one epoch.
-
-    Every iteration is in one of four places: in the pool; granted to a worker (which expects its
-    WORK); out (sent as WORK); landed. A death moves what it takes back to the pool, so that exactly
-    m updates land.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        x: np.ndarray,
-        *,
-        epoch: int,
-        lr: float,
-        inner_steps: int,
-        overlap: bool,
-        max_delay: int | None,
-        clock: dict[str, float],
-    ) -> None:
-        """Nothing is sent yet; see `driver` for the arguments."""
-        self._server = server
-        self._x = x
-        self._epoch = epoch
-        self._lr = x.dtype.type(lr)
-        self._depth = 2 if overlap else 1
-        self._max_delay = max_delay
-        self._clock = clock
-        self._step = np.empty_like(x)
-        self._pool = inner_steps
-        self._granted = dict.fromkeys(server.books, 0)
-        self._stream = dict.fromkeys(server.books, 0)  # of the newest grant
-        self._out = {k: collections.deque[Work]() for k in server.books}
-        self._num_out = 0
-        # With first in, first out, delays never exceed the number that is out, less one.
-        self._most_out = inner_steps if max_delay is None else max_delay + 1
-        self._idle = collections.deque(server.books)  # who may be given another WORK
-        self._arrived: list[Message] = []  # results that wait for older ones
-        self._landed = 0
-        self._worker = np.zeros(inner_steps, np.int32)
-        self._version = np.zeros(inner_steps, np.int32)
-        self._shards: dict[int, Shard] = {}
-
-    def run(self) -> Trace:
-        """Applies all updates to x, in place.
-
-        Raises:
-          RankError: a worker raised, or none is left.
-        """
-        clock, now = self._clock, time.perf_counter
-        server = self._server
-        self._serve()
-        while self._landed < len(self._worker):
-            begin = now()
-            answer = server.receive()
-            received = now()
-            clock["receive"] += received - begin
-            if answer is None:
-                self._make_up()
-            elif answer[0].tag is Tag.RESULT:
-                self._arrived.append(answer[0])
-                self._land()
-            updated = now()
-            self._serve()
-            clock["update"] += updated - received
-            clock["send"] += now() - updated
-        server.settle()
-        return Trace(self._worker, self._version, shards=self._all_shards())
-
-    def abandon(self, failed: set[int], until: float) -> None:
-        """Gives workers what they were promised, so that they hear what comes next.
-
-        Args:
-          failed: workers that raised, and hear it anyhow.
-          until: when the clock shows this, the rest is left undone.
-        """
-        star = self._server.star
-        left = {k: len(out) + self._granted.get(k, 0) for k, out in self._out.items()}
-        for message in self._arrived:
-            left[message.worker] -= 1
-        while time.monotonic() < until:
-            for k in star.alive:
-                if k not in failed and self._granted.get(k, 0) and left[k] - self._granted[k] < 2:
-                    self._granted[k] -= 1
-                    star.send_vector(k, self._x)
-            if not any(left.get(k, 0) for k in star.alive if k not in failed):
-                return
-            answer = star.receive(until)
-            if answer is not None and answer.tag is Tag.RESULT:
-                left[answer.worker] -= 1
-                star.give_back(answer)
-            elif answer is not None and answer.tag is Tag.ERROR:
-                failed.add(answer.worker)
-
-    def _serve(self) -> None:
-        """Sends x to who has nothing to do, as far as `max_delay` allows."""
-        while self._idle and self._num_out < self._most_out:
-            k = self._idle.popleft()
-            if k in self._server.books and self._give(k) and len(self._out[k]) < self._depth:
-                self._idle.append(k)
-
-    def _give(self, k: int) -> bool:
-        """Sends x to worker k; False if there is no iteration left for it."""
-        server = self._server
-        if self._granted[k] == 0:
-            # Smaller grants towards the end, so that no worker is left with many.
-            count = min(GRANT, -(-self._pool // (2 * len(server.books))))
-            if count == 0:
-                return False
-            self._pool -= count
-            self._granted[k] = count
-            self._stream[k] = stream = server.stream(k)
-            if stream not in self._shards:
-                self._shards[stream] = server.shard(k)
-            server.star.send(k, Tag.GRANT, (self._epoch, count, stream))
-        # Written down first: what an interrupt cuts off is then waited for, and not forgotten.
-        self._out[k].append(Work(self._landed, self._stream[k]))
-        self._num_out += 1
-        self._granted[k] -= 1
-        server.star.send_vector(k, self._x)
-        return True
-
-    def _land(self) -> None:
-        """Applies the results that may land now, in the order of their arrival."""
-        i = 0
-        while i < len(self._arrived):
-            if not self._may_land(self._arrived[i].worker):
-                i += 1
-                continue
-            message = self._arrived.pop(i)
-            work = self._out[message.worker].popleft()
-            np.multiply(message.content, self._lr, out=self._step)
-            np.subtract(self._x, self._step, out=self._x)
-            self._server.star.give_back(message)
-            self._worker[self._landed] = work.stream
-            self._version[self._landed] = work.version
-            self._landed += 1
-            self._num_out -= 1
-            if message.worker not in self._idle:
-                self._idle.append(message.worker)
-            i = 0
-
-    def _may_land(self, k: int) -> bool:
-        """Whether all others that are out can land within `max_delay` after worker k's next one."""
-        if self._max_delay is None:
-            return True
-        others = [work.version for out in self._out.values() for work in out]
-        others.remove(self._out[k][0].version)
-        slack = np.sort(others) + self._max_delay - np.arange(len(others))
-        return bool(np.all(slack > self._landed))
-
-    def _make_up(self) -> None:
-        """Takes the iterations of dead workers back; those whose v has arrived still count."""
-        server = self._server
-        for k in [k for k in self._granted if k not in server.books]:
-            here = sum(message.worker == k for message in self._arrived)
-            lost = len(self._out[k]) - here
-            self._pool += self._granted.pop(k) + lost
-            self._num_out -= lost
-            for _ in range(lost):
-                self._out[k].pop()
-        server.deal()
-        self._land()  # what waited for an x_hat of the dead
-        self._idle = collections.deque(k for k in server.books if len(self._out[k]) < self._depth)
-
-    def _all_shards(self) -> tuple[Shard, ...]:
-        nobody = Shard(np.zeros(0, np.int32), 0.0)
-        return tuple(self._shards.get(i, nobody) for i in range(1 + max(self._shards)))

@@ -105,6 +105,26 @@ def sum_units(
     return jax.lax.fori_loop(0, units.number, add, (total, cache))
 
 
+def by_size(plan: Plan, units: Sequence[int]) -> dict[int, Units]:
+    """Units in the order in which `sum_units` takes them, the largest ones first.
+
+    Args:
+      plan: of the job.
+      units: their indices.
+
+    Returns:
+      Those of each size.
+    """
+    chosen = [plan.units[i] for i in units]
+    groups = {}
+    for size in sorted({unit.size for unit in chosen}, reverse=True):
+        starts = [unit.start for unit in chosen if unit.size == size]
+        padded = np.zeros(len(plan.units), np.int32)
+        padded[: len(starts)] = starts
+        groups[size] = Units(padded, len(starts))
+    return groups
+
+
 class Worker:
     """What a worker remembers from one message to the next.
 
@@ -191,9 +211,9 @@ class Worker:
 
     def _warm_up(self, *, collective: bool) -> None:
         """Compiles everything, as the server hears what fails here, and not in a collective."""
-        by_size = self._by_size(self._units)
+        groups = by_size(self._plan, self._units)
         if not collective:
-            self._sum({size: units._replace(number=0) for size, units in by_size.items()})
+            self._sum({size: units._replace(number=0) for size, units in groups.items()})
         draws = Stream(self._plan.sampler, 0, 0, self._shard).take(GRANT)
         if self._exchange is None:
             self._direction(draws, 0)
@@ -201,7 +221,7 @@ class Worker:
         self._exchange.loop(self._estimator, self._x_tilde, self._snapshot(), self._data, draws, 0)
         if collective:
             self._exchange.trace_snapshot(
-                self._estimator, self._x_tilde, self._data, self._cache, by_size
+                self._estimator, self._x_tilde, self._data, self._cache, groups
             )
 
     def _read(self, packet: Packet) -> jax.Array:
@@ -209,34 +229,28 @@ class Worker:
         return jnp.array(packet.payload[: d * dtype.itemsize].view(dtype))
 
     def _answer(self, units: Sequence[int]) -> None:
-        total = self._sum(self._by_size(units))
+        total = self._sum(by_size(self._plan, units))
         self._line.send(Tag.GRAD, (), None if total is None else np.asarray(total))
 
-    def _sum(self, by_size: Mapping[int, Units]) -> jax.Array | None:
+    def _sum(self, groups: Mapping[int, Units]) -> jax.Array | None:
         """The sum of the gradients of the units' samples; None for SGD."""
         if self._estimator.grad_and_cache is None:
             return None
         total = jnp.zeros_like(self._x_tilde)
-        for size, of_size in by_size.items():
+        for size, of_size in groups.items():
             total, self._cache = sum_units(
                 self._estimator, self._x_tilde, self._data, total, self._cache, of_size, size=size
             )
         return total
 
-    def _by_size(self, units: Sequence[int]) -> dict[int, Units]:
-        chosen = [self._plan.units[i] for i in units]
-        groups = {}
-        for size in sorted({unit.size for unit in chosen}, reverse=True):
-            starts = [unit.start for unit in chosen if unit.size == size]
-            padded = np.zeros(len(self._plan.units), np.int32)
-            padded[: len(starts)] = starts
-            groups[size] = Units(padded, len(starts))
-        return groups
-
     def _collect(self) -> None:
         assert self._exchange is not None
         self._x_tilde, self._full_grad, self._cache = self._exchange.snapshot(
-            self._estimator, self._x_tilde, self._data, self._cache, self._by_size(self._units)
+            self._estimator,
+            self._x_tilde,
+            self._data,
+            self._cache,
+            by_size(self._plan, self._units),
         )
 
     def _snapshot(self) -> Snapshot:

@@ -176,7 +176,7 @@ class _InnerLoop:
         for worker, cause in enumerate(each.exception() for each in runs):
             if cause is not None:
                 raise WorkerError(worker, self._buffer, cause) from cause
-        return self._claims.trace()
+        return self._claims.landed.trace(sees_own=True)
 
     def _work(self, worker: int, read: str, write: str, concurrency: int | None) -> None:
         # A diverging x overflows; training.run says so, with the cause.
@@ -186,22 +186,22 @@ class _InnerLoop:
             lock = self._write_lock if write == "locked" else contextlib.nullcontext()
             while count := self._claims.claim(worker):
                 draws = self._streams[worker].take(count)
-                begin = self._claims.now()
+                begin = self._claims.landed.now()
                 version = self._read(copy, read)
                 delta = self._compute(x, draws)
-                computed = self._claims.now()
+                computed = self._claims.landed.now()
                 with lock:
                     scale = self._scale(version, count, concurrency)
                     add(self._buffer, delta if scale is None else _scaled(delta, scale))
-                    self._claims.land(worker, count, version, begin, computed, scale)
+                    self._claims.land(worker, version, count, begin, computed, scale)
 
     def _read(self, copy: np.ndarray, read: str) -> int:
         """Copies x unless it is read in place; returns how many updates had landed before."""
         if read == "consistent":
             with self._write_lock:
                 np.copyto(copy, self._buffer)
-                return self._claims.landed
-        version = self._claims.landed
+                return self._claims.landed.number
+        version = self._claims.landed.number
         if read == "inconsistent":
             np.copyto(copy, self._buffer)
         return version
@@ -215,7 +215,7 @@ class _InnerLoop:
         """By which to multiply the updates of a window that lands now."""
         if concurrency is None:
             return None
-        landed = self._claims.landed  # without a lock others may land in between
+        landed = self._claims.landed.number  # without a lock others may land in between
         # Where nobody else has landed an update since, the window lacks none.
         late = np.arange(landed, landed + count) - version if landed > version else np.zeros(count)
         return delays.adaptive_scale(late, concurrency)

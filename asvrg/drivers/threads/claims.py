@@ -1,17 +1,16 @@
-"""Who of the threads may compute which updates, and what landed when: the books of an epoch."""
+"""Who of the threads may compute how many updates, and when it must wait."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 
-from asvrg.types import Times, Trace
+from asvrg.drivers.landed import Landed
 
 
 class Claims:
-    """The m updates of an epoch, claimed in windows, and the Trace of those that have landed.
+    """The m updates of an epoch, claimed in windows.
 
     A window in flight is one that was claimed and has not landed. The number of an update that is
     in flight is at most that of the updates claimed, less one, and the x that it lacks nothing of
@@ -31,7 +30,7 @@ class Claims:
         max_delay: int | None = None,
         scaled: bool = False,
     ) -> None:
-        """Begins the books, and the clock.
+        """Nothing is claimed yet; the clock of what lands starts.
 
         Args:
           num_updates: m.
@@ -39,22 +38,13 @@ class Claims:
           max_delay: Delta; None for no limit.
           scaled: whether updates are multiplied by a scale as they land.
         """
-        self.landed = 0
+        self.landed = Landed(num_updates, scaled=scaled)
         self._read_period = read_period
         self._max_delay = max_delay
         self._claimed = 0
         self._in_flight: dict[int, int] = {}  # worker -> updates that had landed at its claim
         self._stopped = False
         self._changed = threading.Condition()
-        self._worker = np.zeros(num_updates, np.int32)
-        self._read_version = np.zeros(num_updates, np.int32)
-        self._scale = np.zeros(num_updates) if scaled else None
-        self._times = Times(*(np.zeros(num_updates) for _ in Times._fields))
-        self._begin = time.perf_counter()
-
-    def now(self) -> float:
-        """Seconds since the epoch's inner loop began."""
-        return time.perf_counter() - self._begin
 
     def claim(self, worker: int) -> int:
         """How many updates a thread shall do next; waits while one of them might be too late.
@@ -70,37 +60,23 @@ class Claims:
             count = 0 if self._stopped else self._next()
             if count:
                 self._claimed += count
-                self._in_flight[worker] = self.landed
+                self._in_flight[worker] = self.landed.number
             return count
 
     def land(
         self,
         worker: int,
-        count: int,
         version: int,
-        begin: float,
+        count: int,
+        read: float,
         computed: float,
         scale: np.ndarray | None = None,
     ) -> None:
-        """Enters a window that was added to x.
-
-        Args:
-          worker: the thread.
-          count: updates of the window.
-          version: how many updates had landed when it read x.
-          begin: when it began to read x.
-          computed: when its updates were ready.
-          scale: float64 [count], by which its updates were multiplied, if they were.
-        """
+        """Enters a thread's window, which was added to x; see `Landed.add`."""
         with self._changed:
-            window = slice(self.landed, self.landed + count)
-            self._worker[window] = worker
-            self._read_version[window] = version
-            if self._scale is not None:
-                self._scale[window] = scale
-            for all_, one in zip(self._times, (begin, computed, self.now()), strict=True):
-                all_[window] = one
-            self.landed += count
+            self.landed.add(
+                worker, version, number=count, read=read, computed=computed, scale=scale
+            )
             del self._in_flight[worker]
             if self._max_delay is not None:
                 self._changed.notify_all()
@@ -111,18 +87,8 @@ class Claims:
             self._stopped = True
             self._changed.notify_all()
 
-    def trace(self) -> Trace:
-        """What has landed, when all of it has."""
-        return Trace(
-            self._worker,
-            self._read_version,
-            sees_own=True,
-            scale=self._scale,
-            times=self._times,
-        )
-
     def _next(self) -> int:
-        return min(self._read_period, len(self._worker) - self._claimed)
+        return min(self._read_period, len(self.landed) - self._claimed)
 
     def _has_room(self) -> bool:
         if self._max_delay is None or not self._in_flight:
