@@ -25,6 +25,27 @@ def define_flags(values: flags.FlagValues, *, inner_steps: int) -> None:
         "m, updates in an epoch, those of all workers together.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "max_delay",
+        None,
+        "Delta, the longest delay of an update: workers that are too far ahead wait. Default: no "
+        "limit.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "delay_adaptive",
+        False,
+        "Scale the steps of late updates down: by C / delay where the delay is above C, the number "
+        "of gradients that are in the making at once.",
+        flag_values=values,
+    )
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises InputError unless the numbers among the flags are accepted; early, before the data."""
+    check_count("--inner_steps", values.inner_steps)
+    if values.max_delay is not None:
+        check_count("--max_delay", values.max_delay, least=0)
 
 
 def describe(problem_: Problem, sampler: Sampler, phases: Sequence[Phase]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import signal
 from absl import flags
 
 from asvrg.drivers import mpi
-from asvrg.errors import InputError, check_count
+from asvrg.errors import InputError
 from experiments import iterations, launch, methods, problem, provenance, recording, session
 from experiments.methods import Phase, Step
 
@@ -52,20 +52,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "every delay is longer by one update of each worker.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "max_delay",
-        None,
-        "Delta, the longest delay of an update: workers that are too far ahead wait. Default: no "
-        "limit.",
-        flag_values=values,
-    )
 
 
 def main(values: flags.FlagValues) -> int:
     """Trains, and leaves metrics.csv, config.json and curves.png in the results folder."""
-    if values.max_delay is not None:
-        check_count("--max_delay", values.max_delay, least=0)
-    check_count("--inner_steps", values.inner_steps)
+    iterations.check_flags(values)
     shard_sizes = _shard_sizes(values)
     phases = methods.phases(values, TUNED[values.dataset])
     launch.configure_mpi(os.environ)
@@ -112,6 +103,7 @@ def _serve(
                 index=phases.index(phase),
                 overlap=values.overlap,
                 max_delay=values.max_delay,
+                delay_adaptive=values.delay_adaptive,
             ),
             recorder,
             title=f"{name}, MPI, K = {job.num_workers}",

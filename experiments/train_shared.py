@@ -148,6 +148,8 @@ def make_driver(
             read=values.read,
             write=values.write,
             read_period=values.read_period,
+            max_delay=values.max_delay,
+            delay_adaptive=values.delay_adaptive,
         )
     groups = None
     if values.read_groups > 1:
@@ -170,25 +172,28 @@ def _num_threads(values: flags.FlagValues) -> int:
 
 
 def _simulated_trace(values: flags.FlagValues, epoch: int) -> Trace:
+    m, delay, num_workers = values.inner_steps, values.delay, _num_threads(values)
+    # With it the gradients that are in the making at once: the mean delay, and the one that lands.
     if values.delays == "constant":
-        return delays.constant(values.inner_steps, values.delay)
-    if values.delays == "uniform":
+        trace, concurrency = delays.constant(m, delay), delay + 1
+    elif values.delays == "uniform":
         seed = np.random.SeedSequence(values.seed, spawn_key=(epoch,)).generate_state(1)[0]
-        return delays.uniform(
-            values.inner_steps, values.delay, seed=seed, num_groups=values.read_groups
-        )
-    return delays.round_robin(values.inner_steps, _num_threads(values))
+        trace = delays.uniform(m, delay, seed=seed, num_groups=values.read_groups)
+        concurrency = delay // 2 + 1
+    else:
+        trace, concurrency = delays.round_robin(m, num_workers), num_workers
+    return delays.adaptive(trace, concurrency) if values.delay_adaptive else trace
 
 
 def _check_driver_flags(values: flags.FlagValues) -> None:
-    check_count("--inner_steps", values.inner_steps)
+    iterations.check_flags(values)
     check_count("--num_threads", _num_threads(values))
     check_count("--read_period", values.read_period)
     check_count("--read_groups", values.read_groups)
     check_count("--delay", values.delay, least=0, most=values.inner_steps)
     other = {
         "threads": ("delays", "delay", "read_groups"),
-        "simulate": ("read", "write", "read_period"),
+        "simulate": ("read", "write", "read_period", "max_delay"),
     }
     for name in other[values.driver]:
         if launch.given(values, name):

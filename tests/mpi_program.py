@@ -33,6 +33,7 @@ class Spec(NamedTuple):
     num_epochs: int = 2
     overlap: bool = False
     max_delay: int | None = None
+    delay_adaptive: bool = False
     shard_sizes: list[int] | None = None
     raise_at: int | None = None  # the rank whose data are too few
 
@@ -67,6 +68,7 @@ def serve(job: mpi.Job, spec: Spec, path: pathlib.Path) -> None:
             inner_steps=spec.inner_steps,
             overlap=spec.overlap,
             max_delay=spec.max_delay,
+            delay_adaptive=spec.delay_adaptive,
         )
         for state in training.run(
             driver, states[0], schedule=schedules.constant(LR), num_epochs=spec.num_epochs
@@ -85,6 +87,8 @@ def _flat(states: list[training.EpochResult]) -> dict[str, np.ndarray]:
         assert trace.shards is not None
         name = f"epoch{state.epoch}"
         arrays[f"{name}/worker"], arrays[f"{name}/version"] = trace.worker, trace.read_version
+        if trace.scale is not None:
+            arrays[f"{name}/scale"] = trace.scale
         arrays[f"{name}/weights"] = np.array([shard.weight for shard in trace.shards])
         for k, shard in enumerate(trace.shards):
             arrays[f"{name}/samples{k}"] = shard.samples

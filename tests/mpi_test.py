@@ -48,7 +48,8 @@ def read(folder: pathlib.Path, index: int) -> tuple[np.ndarray, list[Trace], lis
                 for k, weight in enumerate(weights)
             )
             worker, version = saved[f"epoch{epoch}/worker"], saved[f"epoch{epoch}/version"]
-            traces.append(Trace(worker, version, shards=shards))
+            scale = saved.get(f"epoch{epoch}/scale")
+            traces.append(Trace(worker, version, shards=shards, scale=scale))
         return saved["x"], traces, saved["alive"].tolist()
 
 
@@ -104,6 +105,7 @@ def test_three_workers_replay_in_the_simulator(launch: str, tmp_path: pathlib.Pa
         Spec(max_delay=1),
         Spec(shard_sizes=[60, 3, 40]),
         Spec(method="sgd", shard_sizes=[3, 60, 40], overlap=True, max_delay=4),
+        Spec(delay_adaptive=True),
     ]
     job = run(tmp_path, [spec._asdict() for spec in specs], 4, **LAUNCHES[launch])
     assert job.returncode == 0, job.stderr
@@ -118,6 +120,9 @@ def test_three_workers_replay_in_the_simulator(launch: str, tmp_path: pathlib.Pa
             wanted = spec.shard_sizes or [35, 34, 34]
             assert all(size in (wanted[k], 0) for k, size in enumerate(sizes))
             assert trace.worker.max() < 3
+            if spec.delay_adaptive:
+                scale = delays.adaptive_scale(delays.staleness(trace), 3)
+                np.testing.assert_array_equal(trace.scale, scale)
 
 
 def test_a_wrong_trace_does_not_replay(tmp_path: pathlib.Path) -> None:
