@@ -8,11 +8,7 @@ ratios to the plain step within the same round.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -24,7 +20,8 @@ from asvrg import estimators, sampling
 from asvrg.drivers import simulate, threads
 from asvrg.errors import check_count
 from asvrg.types import Array, Data, Driver, Snapshot
-from experiments import launch, problem, provenance, recording
+from benchmarks.contest import Contestant, contest
+from experiments import launch, problem, provenance, recording, tables
 from experiments.problem import Problem
 
 RESULT = "inner_iteration.csv"
@@ -47,8 +44,8 @@ def main(values: flags.FlagValues) -> int:
     """Times the contestants, prints their table and writes it as inner_iteration.csv."""
     check_count("--repeats", values.repeats)
     check_count("--inner_steps", values.inner_steps)
-    num_threads = _counts(values, "num_threads")
-    read_periods = _counts(values, "read_periods")
+    num_threads = launch.counts(values, "num_threads")
+    read_periods = launch.counts(values, "read_periods")
     folder = recording.claim_folder(
         values.out_dir, f"inner_iteration-{values.dataset}", holds=RESULT
     )
@@ -74,48 +71,25 @@ def main(values: flags.FlagValues) -> int:
                 read_period=read_period,
             )
     snapshot = drivers["simulator"].prepare(problem_.x0)
-    plain = "two gradients, one jitted call an iteration"
     contestants = {
-        plain: functools.partial(_plain, problem_, snapshot, sampler, values.inner_steps)
+        "two gradients, one jitted call an iteration": Contestant(
+            functools.partial(_plain, problem_, snapshot, sampler, values.inner_steps),
+            values.inner_steps,
+        )
     }
     contestants |= {
-        name: functools.partial(_inner_loop, driver, problem_.x0, snapshot)
+        name: Contestant(
+            functools.partial(_inner_loop, driver, problem_.x0, snapshot), values.inner_steps
+        )
         for name, driver in drivers.items()
     }
     for driver in drivers.values():
         driver.warm_up(problem_.x0)
-    contestants[plain]()
-    rounds = [
-        {name: _seconds(run) / values.inner_steps * 1e6 for name, run in contestants.items()}
-        for _ in range(values.repeats)
-    ]
-    table = [["contestant", "median_us", "min_us", "max_us", "speedup_over_plain"]]
-    for name in contestants:
-        times = [each[name] for each in rounds]
-        ratio = statistics.median(each[plain] / each[name] for each in rounds)
-        median, least, most = statistics.median(times), min(times), max(times)
-        table.append([name, *(f"{value:.4g}" for value in (median, least, most, ratio))])
-        print(f"{name:<46} {median:7.1f} us ({least:.1f} to {most:.1f}), x {ratio:.2f}")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    recording.write_whole(folder / RESULT, lambda file: file.write(text.getvalue().encode()))
+    _plain(problem_, snapshot, sampler, values.inner_steps)
+    tables.write_csv(folder / RESULT, contest(contestants, values.repeats))
     recording.write_config(folder, provenance.describe(values, {}))
     print(folder / RESULT)
     return 0
-
-
-def _counts(values: flags.FlagValues, name: str) -> list[int]:
-    sentence = f"every entry of --{name}"
-    return [
-        check_count(sentence, int(entry) if entry.isdecimal() else entry)
-        for entry in values[name].value or ()
-    ]
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def _inner_loop(driver: Driver, x: Array, snapshot: Snapshot) -> None:

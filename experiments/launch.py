@@ -13,7 +13,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from asvrg.errors import DivergedError, DriverError, InputError
+from asvrg.errors import DivergedError, DriverError, InputError, check_count
 
 # Exit codes, beside 0: done.
 FAILED = 1
@@ -160,6 +160,28 @@ def configure_mpi(environment: MutableMapping[str, str]) -> None:
     # Bytes, for Open MPI 5.0.11. With its 65536 a server with 3 workers did 166 updates/s of
     # 2 x 79 KB over links of 200 Mbit/s; with this some 280, where the links allow for 306.
     environment.setdefault("OMPI_MCA_btl_tcp_eager_limit", "524288")
+
+
+def counts(values: flags.FlagValues, name: str) -> list[int]:
+    """The whole numbers in a flag that is a list.
+
+    Args:
+      values: parsed.
+      name: of the flag, without dashes.
+
+    Returns:
+      A list of numbers of at least 1.
+
+    Raises:
+      InputError: it is empty, or an entry is no whole number of at least 1.
+    """
+    entries = values[name].value
+    if not entries:
+        raise InputError(f"--{name} must be whole numbers with commas between, got none.")
+    return [
+        check_count(f"every entry of --{name}", int(entry) if entry.strip().isdecimal() else entry)
+        for entry in entries
+    ]
 
 
 def given(values: flags.FlagValues, name: str) -> bool:

@@ -21,7 +21,7 @@ def test_writes_a_line_for_every_contestant(tmp_path, capsys):
     assert [line["contestant"] for line in lines[2:]] == [
         f"threads, K = {workers}, read_period = {period}" for workers in (1, 2) for period in (1, 8)
     ]
-    assert float(lines[0]["speedup_over_plain"]) == 1.0
+    assert float(lines[0]["speedup"]) == 1.0
     for line in lines:
         assert 0 < float(line["min_us"]) <= float(line["median_us"]) <= float(line["max_us"])
     assert (tmp_path / "config.json").exists()
