@@ -6,6 +6,7 @@ import numpy as np
 
 from asvrg.errors import InputError, check_count
 from asvrg.types import Array, Times, Trace
+from asvrg.virtual_clock import event_driven as event_driven  # a maker of Traces as well
 
 
 def none(num_updates: int) -> Trace:
@@ -98,11 +99,12 @@ def check(trace: Trace) -> None:
     """Raises InputError unless the trace is one that a run could have left.
 
     Args:
-      trace: worker int [m], read_version int [m] or [m, G].
+      trace: worker int [m], read_version int [m] or [m, G], scale float [m] or None, times [m] each
+        or None, a shard for every worker or None.
 
     Raises:
-      InputError: the shapes do not fit, a worker is negative, or an update read a version that had
-        not landed before it.
+      InputError: the shapes do not fit, a worker is negative or has no shard, an update read a
+        version that had not landed before it, or a scale is no finite number of at least 0.
 
     >>> check(none(3))
     """
@@ -112,6 +114,11 @@ def check(trace: Trace) -> None:
             "trace must have worker [m] and read_version [m] or [m, G], got shapes "
             f"{worker.shape} and {version.shape}."
         )
+    if not (_is_whole(worker) and _is_whole(version)):
+        raise InputError(
+            "trace.worker and trace.read_version must hold whole numbers, got dtypes "
+            f"{worker.dtype} and {version.dtype}."
+        )
     if np.any(worker < 0):
         raise InputError("trace.worker must hold numbers of at least 0, got a negative one.")
     landed = np.arange(len(worker)).reshape((-1,) + (1,) * (version.ndim - 1))
@@ -120,6 +127,48 @@ def check(trace: Trace) -> None:
             "trace.read_version must lie between 0 and the update's own index, got "
             f"{int(version[(version < 0) | (version > landed)][0])}."
         )
+    beside = (
+        {} if trace.times is None else {f"times.{k}": v for k, v in trace.times._asdict().items()}
+    )
+    if trace.scale is not None:
+        beside["scale"] = trace.scale
+    for name, values in beside.items():
+        if np.shape(values) != worker.shape:
+            raise InputError(
+                f"trace.{name} must have a number for each of the {len(worker)} updates, got shape "
+                f"{np.shape(values)}."
+            )
+    if trace.scale is not None and not np.all((trace.scale >= 0) & (trace.scale < np.inf)):
+        raise InputError("trace.scale must hold finite numbers of at least 0, got another.")
+    if trace.shards is not None and len(worker) and worker.max() >= len(trace.shards):
+        raise InputError(
+            f"trace.shards must have one for every worker, got {len(trace.shards)} and worker "
+            f"{worker.max()}."
+        )
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    return bool(np.issubdtype(values.dtype, np.integer))
+
+
+def lag(trace: Trace) -> np.ndarray:
+    """T - read_version[t]: how many updates landed since the worker read x, its own ones included.
+
+    The same as the staleness unless workers see their own updates.
+
+    Args:
+      trace: of m updates.
+
+    Returns:
+      int [m], in updates; over groups of coordinates the largest.
+
+    >>> lag(Trace(np.array([0, 0]), np.array([0, 0]), sees_own=True)).tolist()
+    [0, 1]
+    """
+    version = np.asarray(trace.read_version)
+    if version.ndim == 2:
+        version = version.min(axis=1)
+    return np.arange(len(version)) - version
 
 
 def staleness(trace: Trace) -> np.ndarray:
@@ -182,7 +231,7 @@ def adaptive_scale(delay: Array, concurrency: int) -> Array:
     """min(1, C / tau_t): whole steps while no gradient is older than it has to be, smaller beyond.
 
     With C gradients in the making at any time, delays are C - 1 on average; the step of an update
-    that is older than that shrinks in proportion to its age.
+    whose delay is above C shrinks in proportion.
 
     Args:
       delay: tau_t, int [...], in updates.
@@ -221,6 +270,23 @@ def adaptive(trace: Trace, concurrency: int) -> Trace:
     [1.0, 1.0, 0.5, 0.5]
     """
     return trace._replace(scale=adaptive_scale(staleness(trace), concurrency))
+
+
+def check_longest(trace: Trace, max_delay: int | None) -> None:
+    """Raises InputError where a trace has a delay above Delta.
+
+    Args:
+      trace: of m updates.
+      max_delay: Delta; None for no limit.
+
+    Raises:
+      InputError: a delay is longer.
+
+    >>> check_longest(constant(5, 2), 2)
+    """
+    longest = int(staleness(trace).max(initial=0))
+    if max_delay is not None and longest > max_delay:
+        raise InputError(f"trace must have no delay above max_delay = {max_delay}, got {longest}.")
 
 
 def missing(trace: Trace, start: int, stop: int, depth: int) -> np.ndarray:

@@ -15,6 +15,9 @@ import numpy as np
 from asvrg.errors import InputError, check_count
 from asvrg.types import Array, Draws, Shard, Trace
 
+# Iterations in one jitted call, at most, and entries of their draws: memory stays bounded.
+SEGMENT = 4_096
+SEGMENT_ENTRIES = 1 << 25
 # Iterations drawn at once: enough to spread numpy's overhead, few enough to bound the memory.
 # A stream is a sequence of such chunks, each with a seed of its own.
 CHUNK = 64
@@ -167,12 +170,36 @@ def streams(spec: Sampler, epoch: int, trace: Trace) -> dict[int, Stream]:
 
     Returns:
       Worker -> its Stream, at its beginning.
+
+    Raises:
+      InputError: a worker has a shard with samples that are none of the n.
     """
-    shards = trace.shards
-    return {
-        int(k): Stream(spec, epoch, int(k), None if shards is None else shards[k])
-        for k in np.unique(trace.worker)
-    }
+    workers = [int(k) for k in np.unique(trace.worker)]
+    if trace.shards is None:
+        return {k: Stream(spec, epoch, k) for k in workers}
+    for k in workers:
+        samples = trace.shards[k].samples
+        if not len(samples) or samples.min() < 0 or samples.max() >= spec.num_samples:
+            raise InputError(
+                f"trace.shards must hold samples from 0 to {spec.num_samples - 1}, at least one "
+                f"for each worker, got others for worker {k}."
+            )
+    return {k: Stream(spec, epoch, k, trace.shards[k]) for k in workers}
+
+
+def segment_length(spec: Sampler, num_updates: int, num_runs: int = 1) -> int:
+    """How many iterations to draw for one jitted call, so that memory stays bounded.
+
+    Args:
+      spec: of the draws.
+      num_updates: m.
+      num_runs: that make the call together.
+
+    Returns:
+      A number from 1 to m, or 1.
+    """
+    entries = num_runs * (spec.batch_size + (spec.block_size or 0))
+    return max(1, min(SEGMENT, SEGMENT_ENTRIES // entries, num_updates))
 
 
 def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:

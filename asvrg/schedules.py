@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asvrg.errors import check_real
+import numpy as np
+
+from asvrg.errors import InputError, check_real
 
 Schedule = Callable[[int], float]
 
@@ -48,3 +50,28 @@ def polynomial(lr: float, decay: float) -> Schedule:
     """
     alpha, beta = check_real("lr", lr, above=True), check_real("lr_decay", decay)
     return lambda epoch: alpha / (1.0 + epoch) ** beta
+
+
+def check_rate(lr: float, dtype: np.dtype) -> np.ndarray:
+    """The step in the dtype of x, where it must neither vanish nor overflow.
+
+    Args:
+      lr: eta.
+      dtype: of x.
+
+    Returns:
+      A scalar of that dtype.
+
+    Raises:
+      InputError: it is 0 there, or no finite number: x would stay where it is, silently.
+
+    >>> check_rate(0.5, np.dtype("float32"))
+    array(0.5, dtype=float32)
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rate = np.asarray(lr).astype(dtype)
+    if rate == 0 or not np.isfinite(rate):
+        raise InputError(
+            f"lr must be a finite number above 0 in {dtype}, got {lr!r}, which is {rate} there."
+        )
+    return rate

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from asvrg.errors import DivergedError, InputError, check_count
-from asvrg.schedules import Schedule
+from asvrg.errors import DivergedError, check_count
+from asvrg.schedules import Schedule, check_rate
 from asvrg.types import Array, Driver, EpochResult
 
 
@@ -70,7 +70,7 @@ def run(
         driver.warm_up(state.x)
     while state.epoch < num_epochs:
         lr = schedule(state.epoch)
-        _check_rate(lr, np.asarray(state.x).dtype)
+        check_rate(lr, np.asarray(state.x).dtype)
         begin = time.perf_counter()
         snapshot = driver.prepare(state.x)
         x, trace = driver.inner_loop(state.x, snapshot, state.epoch, lr)
@@ -87,16 +87,6 @@ def run(
             trace=trace,
         )
         yield state
-
-
-def _check_rate(lr: float, dtype: np.dtype) -> None:
-    """A step that vanishes or overflows in x's dtype would train to nothing, silently."""
-    with np.errstate(over="ignore", under="ignore"):
-        rate = np.asarray(lr).astype(dtype)
-    if rate == 0 or not np.isfinite(rate):
-        raise InputError(
-            f"lr must be a finite number above 0 in {dtype}, got {lr!r}, which is {rate} there."
-        )
 
 
 def diverged(what: str, epoch: int, lr: float) -> DivergedError:

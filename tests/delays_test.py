@@ -7,7 +7,7 @@ import pytest
 
 from asvrg import delays
 from asvrg.errors import InputError
-from asvrg.types import Trace
+from asvrg.types import Shard, Times, Trace
 
 
 def lacking(trace: Trace, t: int, group: int) -> set[int]:
@@ -116,6 +116,61 @@ def test_groups_are_contiguous_and_of_nearly_equal_size(dim: int, num_groups: in
 def test_malformed_traces_are_refused(worker, version, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         delays.check(Trace(np.array(worker), np.array(version)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"worker": np.zeros(3)}, "must hold whole numbers, got dtypes float64"),
+        ({"read_version": np.array([0, 0.5, 1])}, "must hold whole numbers"),
+        (
+            {"scale": np.ones(2)},
+            r"trace.scale must have a number for each of the 3 .* shape \(2,\)",
+        ),
+        ({"scale": np.ones((3, 1))}, r"trace.scale must have .* shape \(3, 1\)"),
+        ({"scale": np.array([1, np.nan, 1])}, "trace.scale must hold finite numbers"),
+        ({"scale": np.array([1, -1.0, 1])}, "trace.scale must hold finite numbers of at least 0"),
+        (
+            {"times": Times(np.zeros(3), np.zeros(4), np.zeros(3))},
+            r"trace.times.computed must have a number for each of the 3 .* shape \(4,\)",
+        ),
+        ({"shards": (Shard(np.arange(2), 1.0),)}, "one for every worker, got 1 and worker 1"),
+    ],
+)
+def test_traces_with_fields_that_do_not_fit_are_refused(changed: dict, sentence: str) -> None:
+    trace = delays.round_robin(3, 2)
+    delays.check(trace)
+    with pytest.raises(InputError, match=sentence):
+        delays.check(trace._replace(**changed))
+
+
+def test_a_prefix_has_the_first_of_everything() -> None:
+    times = Times(np.arange(5.0), np.arange(5.0) + 1, np.arange(5.0) + 2)
+    trace = delays.adaptive(delays.constant(5, 3), 1)._replace(times=times)
+    part = delays.prefix(trace, 3)
+    delays.check(part)
+    assert part.read_version.tolist() == [0, 0, 0]
+    assert part.scale is not None
+    assert part.scale.tolist() == [1, 1, 0.5]
+    assert part.times is not None
+    assert part.times.landed.tolist() == [2, 3, 4]
+    delays.check(delays.prefix(trace, 0))
+    with pytest.raises(InputError, match="count must be a whole number from 0 to 5, got 6"):
+        delays.prefix(trace, 6)
+
+
+def test_adaptive_steps_are_whole_up_to_the_concurrency() -> None:
+    """Eta C / tau from there on: 3 / 4, 3 / 6 and 3 / 9."""
+    scale = delays.adaptive_scale(np.array([0, 2, 3, 4, 6, 9]), 3)
+    np.testing.assert_allclose(scale, [1, 1, 1, 0.75, 0.5, 1 / 3], rtol=1e-15)
+    with pytest.raises(InputError, match="concurrency must be a whole number of at least 1, got 0"):
+        delays.adaptive(delays.none(3), 0)
+
+
+def test_lag_counts_a_workers_own_updates_too() -> None:
+    trace = Trace(np.array([0, 0, 1, 0]), np.array([0, 0, 1, 3]), sees_own=True)
+    assert delays.lag(trace).tolist() == [0, 1, 1, 0]
+    assert delays.staleness(trace).tolist() == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

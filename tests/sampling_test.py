@@ -13,6 +13,7 @@ from scipy import stats
 from asvrg import sampling
 from asvrg.errors import InputError
 from asvrg.sampling import Stream
+from asvrg.types import Trace
 
 SPEC = sampling.sampler(9, 20, batch_size=2, block_size=3, seed=5)
 # Refuses a right generator once in a million seeds; the seeds are fixed.
@@ -109,6 +110,21 @@ def test_in_order_gives_every_worker_its_own_stream(block_size) -> None:
         else:
             block = np.concatenate([half.block for half in halves])
             chex.assert_trees_all_equal(block[mine], expected.block[: np.sum(mine)])
+
+
+@pytest.mark.parametrize("length", [1, 7, 200])
+def test_draws_in_turns_are_those_of_the_updates(length: int) -> None:
+    """In any order of computation the j-th update of a worker has the j-th draw of its stream."""
+    spec = sampling.sampler(9, 20, batch_size=2, block_size=3, seed=5)
+    rng = np.random.default_rng(0)
+    worker = rng.choice([0, 3, 4], 90).astype(np.int32)
+    update = np.argsort(np.arange(90) + rng.integers(12, size=90), kind="stable")
+    trace = Trace(worker, np.zeros(90, np.int32))
+    pieces = list(sampling.in_turns(sampling.streams(spec, 2, trace), worker, update, length))
+    assert [len(piece.batch) for piece in pieces[:-1]] == [length] * (len(pieces) - 1)
+    batch = np.concatenate([piece.batch for piece in pieces])
+    expected = sampling.in_order(sampling.streams(spec, 2, trace), worker)
+    chex.assert_trees_all_equal(batch, expected.batch[update])
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import pytest
 
 from asvrg import delays, estimators, sampling, schedules, steps, training
 from asvrg.drivers import simulate, threads
-from asvrg.drivers.simulate import read_order, ring
 from asvrg.errors import InputError
-from asvrg.types import Delta, Draws, Trace
+from asvrg.types import Delta, Draws, Shard, Snapshot, Trace
 from tests import problems
 
 PROBLEM = problems.get("least_squares")
 DIM, M, LR = PROBLEM.objective.dim, 24, 0.2
 SVRG = estimators.svrg(PROBLEM.objective)
+SGD = estimators.sgd(PROBLEM.objective)
 DATA = jax.tree.map(jnp.asarray, PROBLEM.data)
 SNAPSHOT = SVRG.prepare(PROBLEM.x0, DATA, map)
 START = problems.other_point(PROBLEM)
@@ -98,8 +98,7 @@ def test_segments_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     trace = TRACES[name]
     args = (SVRG, START, SNAPSHOT, DATA, sampler(2), trace)
     whole = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
-    for core in (read_order, ring):
-        monkeypatch.setattr(core, "SEGMENT", 7)
+    monkeypatch.setattr(sampling, "SEGMENT", 7)
     in_segments = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS)
     np.testing.assert_array_equal(in_segments, whole)
 
@@ -118,8 +117,7 @@ def observer(x: jax.Array, data: tuple[jax.Array, jax.Array]) -> dict[str, jax.A
 @pytest.mark.parametrize("name", ["none", "uniform", "inconsistent"])
 def test_an_observer_sees_every_x(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was computed in another segment than the one it lands in."""
-    for core in (read_order, ring):
-        monkeypatch.setattr(core, "SEGMENT", 7)
+    monkeypatch.setattr(sampling, "SEGMENT", 7)
     trace, spec = TRACES[name], sampler(2)
     x, seen = simulate.replay(
         SVRG,
@@ -167,6 +165,37 @@ def test_a_worker_sees_its_own_steps_unscaled() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("name", ["uniform", "inconsistent"])
+def test_a_prefix_of_nothing_leaves_x_alone(name: str) -> None:
+    trace = delays.prefix(TRACES[name], 0)
+    args = (SVRG, START, SNAPSHOT, DATA, sampler(2), trace)
+    x, seen = simulate.replay(*args, epoch=0, lr=LR, groups=GROUPS, observe=observer)
+    np.testing.assert_array_equal(x, START)
+    assert seen["x"].shape == (0, DIM)
+
+
+def test_workers_with_shards_draw_from_them_with_their_weights() -> None:
+    """Two workers in turn, each on its own samples."""
+    shards = (
+        Shard(np.arange(3, dtype=np.int32), 0.5),
+        Shard(np.arange(3, 12, dtype=np.int32), 1.5),
+    )
+    trace, spec = delays.round_robin(M, 2)._replace(shards=shards), sampler(2)
+    found = simulate.replay(SGD, START, Snapshot(), DATA, spec, trace, epoch=3, lr=LR)
+    streams = [sampling.Stream(spec, 3, k, shard) for k, shard in enumerate(shards)]
+    inputs, target = PROBLEM.data
+    ones = np.concatenate([np.ones((len(inputs), 1)), inputs], axis=1)
+    xs = [START]
+    for t in range(M):
+        draw, x_hat = streams[t % 2].take(1), xs[max(t - 1, 0)]
+        assert set(draw.batch.ravel()) <= set(shards[t % 2].samples)
+        i, k = draw.batch[0], draw.block[0]
+        v = shards[t % 2].weight * np.mean((ones[i] @ x_hat - target[i])[:, None] * ones[i], axis=0)
+        xs.append(xs[-1].copy())
+        xs[-1][k] -= LR * v[k]
+    np.testing.assert_allclose(found, xs[-1], **CLOSE)
+
+
 def test_epochs_have_their_own_traces_and_draws() -> None:
     traces = [delays.none(M), delays.constant(M, 5)]
     spec = sampler(2)
@@ -199,7 +228,17 @@ def test_epochs_do_not_recompile(trace, caplog: pytest.LogCaptureFixture) -> Non
     ("trace", "groups", "sentence"),
     [
         (delays.none(M - 1), None, f"inner_steps = {M} updates an epoch, got {M - 1} in epoch 2"),
-        (Trace(np.zeros(M), np.full(M, M)), None, "trace.read_version must lie between"),
+        (Trace(np.zeros(M, int), np.full(M, M)), None, "trace.read_version must lie between"),
+        (
+            TRACES["inconsistent, sees its own"]._replace(scale=np.ones(M)),
+            GROUPS,
+            "one group of coordinates where workers see their own updates and steps are scaled",
+        ),
+        (
+            delays.none(M)._replace(shards=(Shard(np.array([0, problems.NUM_SAMPLES]), 1.0),)),
+            None,
+            f"samples from 0 to {problems.NUM_SAMPLES - 1}, .*others for worker 0",
+        ),
         (TRACES["inconsistent"], None, "one of the trace's 3 groups, got None"),
         (TRACES["inconsistent"], np.full(DIM, 3), "one of the trace's 3 groups, got"),
         (TRACES["inconsistent"], np.full(DIM, -1), "groups must be an array"),
@@ -241,5 +280,5 @@ def test_one_compilation_serves_all_delays_up_to_max_delay(
 def test_memory_bound_on_segments_changes_nothing(monkeypatch, block_size) -> None:
     driver = simulate.driver(SVRG, PROBLEM.data, sampler(block_size), inner_steps=M)
     whole, _ = driver.inner_loop(START, SNAPSHOT, 0, LR)
-    monkeypatch.setattr(read_order, "SEGMENT_ENTRIES", 5 * DIM)
+    monkeypatch.setattr(sampling, "SEGMENT_ENTRIES", 5 * DIM)
     np.testing.assert_array_equal(driver.inner_loop(START, SNAPSHOT, 0, LR)[0], whole)

@@ -8,13 +8,14 @@ import pytest
 
 from asvrg import delays, estimators, sampling, schedules, training
 from asvrg.drivers import simulate
-from asvrg.drivers.simulate import read_order
 from asvrg.errors import InputError
-from asvrg.types import Trace
+from asvrg.types import Shard, Trace
 from tests import problems
 from tests.simulate_test import DATA, DIM, PROBLEM, START, SVRG, M, observer
 
 WINDOWS = Trace(np.arange(M) // 4 % 2, np.maximum(np.arange(M) // 4 - 1, 0) * 4, sees_own=True)
+
+SHARDS = tuple(Shard(np.arange(3 * k, 3 * k + 3, dtype=np.int32), 1.0) for k in range(4))
 
 
 def sampler(seed: int, block_size: int | None = 2) -> sampling.Sampler:
@@ -37,7 +38,7 @@ def runs(block_size: int | None) -> list[simulate.Run]:
             START,
             sampler(0, block_size),
             schedules.constant(0.1),
-            lambda _: delays.adaptive(delays.round_robin(M, 4), 2),
+            lambda _: delays.adaptive(delays.round_robin(M, 4), 2)._replace(shards=SHARDS),
         ),
     ]
 
@@ -47,7 +48,7 @@ def runs(block_size: int | None) -> list[simulate.Run]:
 def test_every_run_is_what_it_is_alone(
     block_size: int | None, segment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_order, "SEGMENT", segment)
+    monkeypatch.setattr(sampling, "SEGMENT", segment)
     together = list(
         simulate.sweep(
             SVRG, PROBLEM.data, runs(block_size), inner_steps=M, num_epochs=3, observe=observer
@@ -58,8 +59,16 @@ def test_every_run_is_what_it_is_alone(
         results = training.run(driver, training.start(run.x0), schedule=run.schedule, num_epochs=3)
         for alone, swept in zip(results, together, strict=True):
             np.testing.assert_allclose(swept.x[i], alone.x, rtol=1e-12, atol=1e-14)
-        np.testing.assert_array_equal(together[0].observations["x"][i, 0], run.x0)
-        np.testing.assert_array_equal(together[2].observations["x"][i, 0], together[1].x[i])
+        x, epoch = together[1].x[i], 2
+        trace = delays.none(M) if run.trace is None else run.trace(epoch)
+        snapshot = SVRG.prepare(x, DATA, map)
+        lr = run.schedule(epoch)
+        _, seen = simulate.replay(
+            SVRG, x, snapshot, DATA, run.sampler, trace, epoch=epoch, lr=lr, observe=observer
+        )
+        for name, expected in seen.items():
+            found = together[epoch].observations[name][i]
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_later_epochs_and_other_sweeps_do_not_compile(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,21 +90,22 @@ def test_later_epochs_and_other_sweeps_do_not_compile(caplog: pytest.LogCaptureF
     assert "Compiling" not in caplog.text
 
 
+def a_run(**changed) -> simulate.Run:
+    return simulate.Run(START, sampler(0), schedules.constant(0.1))._replace(**changed)
+
+
 @pytest.mark.parametrize(
-    ("others", "sentence"),
+    ("few", "sentence"),
     [
         ([], "the number of runs must be a whole number of at least 1"),
-        ([(sampler(0), None), (sampler(0, 3), None)], "samplers that differ in their seeds alone"),
-        ([(sampler(0), delays.none(M - 1))], rf"worker and read_version \[{M}\], got shapes"),
-        ([(sampler(0), delays.uniform(M, 3, seed=0, num_groups=2))], "read_version"),
+        ([a_run(), a_run(sampler=sampler(0, 3))], "samplers that differ in their seeds alone"),
+        ([a_run(), a_run(x0=START.astype("float32"))], "x0 of one dtype, got float64 and float32"),
+        ([a_run(schedule=lambda _: float("nan"))], "lr must be a finite number above 0"),
+        ([a_run(trace=lambda _: delays.none(M - 1))], rf"and read_version \[{M}\], got shapes"),
+        ([a_run(trace=lambda _: delays.uniform(M, 3, seed=0, num_groups=2))], "read_version"),
+        ([a_run(trace=lambda _: delays.constant(M, 4))], "no delay above max_delay = 3, got 4"),
     ],
 )
-def test_runs_that_do_not_fit_are_refused(others: list, sentence: str) -> None:
-    few = [
-        simulate.Run(
-            START, spec, schedules.constant(0.1), None if trace is None else lambda _, t=trace: t
-        )
-        for spec, trace in others
-    ]
+def test_runs_that_do_not_fit_are_refused(few: list, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        list(simulate.sweep(SVRG, PROBLEM.data, few, inner_steps=M, num_epochs=1))
+        list(simulate.sweep(SVRG, PROBLEM.data, few, inner_steps=M, num_epochs=1, max_delay=3))

@@ -248,13 +248,19 @@ def test_the_given_x_is_left_alone() -> None:
 
 
 def hold_one_back(patch: pytest.MonkeyPatch, num_updates: int, seconds: float) -> None:
-    """Has thread 0 wait with its first window until so many updates have landed, or so long."""
-    compute, held = threads._InnerLoop._compute, []
+    """Has thread 0 wait with its first window until so many updates have landed, or so long.
+
+    The others wait until it has read x.
+    """
+    compute, held, seen = threads._InnerLoop._compute, threading.Event(), threading.local()
 
     def slow_compute(loop: threads._InnerLoop, *args):
+        is_first = threading.current_thread().name.endswith("_0")
+        if not is_first and not hasattr(seen, "waited"):
+            seen.waited = held.wait(seconds)  # no longer: thread 0 may wait for these to land
         delta = compute(loop, *args)
-        if threading.current_thread().name.endswith("_0") and not held:
-            held.append(True)
+        if is_first and not held.is_set():
+            held.set()
             until = time.monotonic() + seconds
             while loop._claims.landed.number < num_updates and time.monotonic() < until:
                 time.sleep(1e-3)

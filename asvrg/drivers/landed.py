@@ -33,8 +33,9 @@ class Landed:
         self._times = Times(*(np.zeros(num_updates) for _ in Times._fields))
         self._begin = time.perf_counter()
 
-    def __len__(self) -> int:
-        """The updates of the epoch, m."""
+    @property
+    def num_updates(self) -> int:
+        """The updates of the epoch, m; `number` counts those that have landed."""
         return len(self._worker)
 
     def now(self) -> float:
@@ -61,6 +62,8 @@ class Landed:
           computed: when they were ready to land.
           scale: float64 [number], by which they were multiplied, if they were.
         """
+        assert self.number + number <= len(self._worker)
+        assert (scale is None) == (self._scale is None)
         window = slice(self.number, self.number + number)
         self._worker[window] = worker
         self._read_version[window] = version

@@ -197,7 +197,7 @@ def driver(
       max_delay: Delta, the largest delay of an update; a worker that is too far ahead waits. None
         for no limit.
       delay_adaptive: whether the steps of late updates are scaled down as they land, by
-        `delays.adaptive_scale` with the concurrency K, or 2 K with overlap.
+        `delays.adaptive_scale` with the concurrency K at the epoch's start, or 2 K with overlap.
 
     Returns:
       A Driver whose x is a numpy array.

@@ -82,7 +82,7 @@ class InnerLoop:
         clock, now = self._clock, time.perf_counter
         server = self._server
         self._serve()
-        while self._landed.number < len(self._landed):
+        while self._landed.number < self._landed.num_updates:
             begin = now()
             answer = server.receive()
             received = now()
@@ -161,12 +161,13 @@ class InnerLoop:
                 continue
             message, arrived = self._arrived.pop(i)
             work = self._out[message.worker].popleft()
-            rate, scale = self._lr, None
+            np.multiply(message.content, self._lr, out=self._step)
+            scale = None
             if self._concurrency is not None:
                 delay = self._landed.number - work.version
                 scale = adaptive_scale(delay, self._concurrency)
-                rate = rate * self._x.dtype.type(scale)
-            np.multiply(message.content, rate, out=self._step)
+                # Not the rate: the other drivers scale eta v, and round as often as that.
+                np.multiply(self._step, self._x.dtype.type(scale), out=self._step)
             np.subtract(self._x, self._step, out=self._x)
             self._server.star.give_back(message)
             self._landed.add(

@@ -46,8 +46,9 @@ def driver(
         replays the run that it came from.
       groups: int [d], the group of each coordinate, for traces with inconsistent reads; None for
         consistent ones.
-      max_delay: Delta, the largest delay of all traces, so that one compilation, in `warm_up`,
-        serves them all; None takes it from each trace, and may compile again in an epoch whose
+      max_delay: Delta, at least the largest delay of all traces, so that one compilation, in
+        `warm_up`, serves them all (where workers see their own updates, the largest
+        `delays.lag`); None takes it from each trace, and may compile again in an epoch whose
         delays are longer than those of the first.
 
     Returns:
@@ -140,28 +141,37 @@ def replay(
     """
     delays.check(trace)
     sampling.check_dim(sampler, x)
-    if (
-        max_delay is not None
-        and (longest := int(delays.staleness(trace).max(initial=0))) > max_delay
-    ):
-        raise InputError(f"trace must have no delay above max_delay = {max_delay}, got {longest}.")
-    x = jnp.asarray(x)
+    delays.check_longest(trace, max_delay)
+    x, m = jnp.asarray(x), len(trace.worker)
     rate = np.asarray(lr, x.dtype)
     streams = sampling.streams(sampler, epoch, trace)
-    num_groups = trace.read_version.shape[1] if trace.read_version.ndim == 2 else 1
+    version = np.asarray(trace.read_version)
+    num_groups = version.shape[1] if version.ndim == 2 else 1
+    trace = trace._replace(
+        worker=np.asarray(trace.worker), read_version=version.reshape(m, num_groups)
+    )
     core: Any = read_order.replay
     if num_groups > 1:
         _check_groups(groups, x.size, num_groups)
+        if trace.sees_own and trace.scale is not None:
+            raise InputError(
+                "trace must have one group of coordinates where workers see their own updates and "
+                f"steps are scaled, got {num_groups}: what a worker saw unscaled is not kept."
+            )
         core = functools.partial(ring.replay, groups=groups)
+    if m == 0:
+        entry = () if observe is None else jax.eval_shape(observe, x, data)
+        seen = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), entry)
+        return x if observe is None else (x, seen)
     x, seen = core(
         estimator,
         x,
         snapshot,
         data,
+        sampler,
         streams,
-        trace._replace(read_version=trace.read_version.reshape(len(trace.worker), num_groups)),
+        trace,
         rate,
-        width=sampler.block_size,
         max_delay=max_delay,
         observe=observe,
     )

@@ -2,7 +2,7 @@
 
 An update's delta depends on nothing but the x that its worker read. So it is computed as soon as
 that x is there, and kept until it is its turn to land: then x_hat_t needs no reconstruction, and an
-iteration costs the same for every delay. What is kept is at most Delta + 1 deltas.
+iteration costs the same for every delay.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import sampling, steps
+from asvrg import delays, sampling, steps
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
-from asvrg.sampling import Stream
+from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
 
-# Turns in one call, at most, and entries of their largest array. An epoch with more of them takes
-# several calls, so that memory stays bounded; the iterates are the same.
-SEGMENT = 4_096
-SEGMENT_ENTRIES = 1 << 25
+_NOWHERE = np.iinfo(np.int32).max  # a row that no array has
 
 
 class Plan(NamedTuple):
@@ -70,11 +67,11 @@ def replay(
     x: jax.Array,
     snapshot: Snapshot,
     data: Data,
+    sampler: Sampler,
     streams: dict[int, Stream],
     trace: Trace,
     lr: np.ndarray,
     *,
-    width: int | None,
     max_delay: int | None,
     observe: Observe | None,
 ) -> tuple[jax.Array, PyTree]:
@@ -85,10 +82,10 @@ def replay(
       x: float [d].
       snapshot: of this epoch.
       data: a pytree of arrays [n, ...].
+      sampler: of the draws.
       streams: of every worker that occurs.
       trace: of m updates, read_version [m, 1].
       lr: eta, a scalar of x's dtype.
-      width: B; None if every update is of all of x.
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
 
@@ -102,32 +99,19 @@ def replay(
     count = len(whole.update)
     state = begin(
         x,
-        width,
+        sampler.block_size,
         depth(trace, max_delay),
         count,
         data,
         copies=trace.sees_own,
         observe=observe,
     )
-    length = segment_length(count, width or x.size)
+    length = sampling.segment_length(sampler, count)
     for draws, part, size, until in segments(whole, trace.worker, streams, length):
         state = turns(
             estimator, state, snapshot, data, draws, part, size, until, lr, observe=observe
         )
     return state.x, state.observations
-
-
-def segment_length(count: int, entries: int) -> int:
-    """How many turns to make in one call.
-
-    Args:
-      count: m, turns in all.
-      entries: numbers in the draw of one turn, of all runs together.
-
-    Returns:
-      A number of turns of at least 1.
-    """
-    return max(1, min(SEGMENT, SEGMENT_ENTRIES // entries, count))
 
 
 def segments(
@@ -172,7 +156,6 @@ def plan(trace: Trace) -> Plan:
     Raises:
       InputError: a worker that sees its own updates read x while one of them had not landed.
 
-    >>> from asvrg import delays
     >>> plan(delays.round_robin(4, 2)).update.tolist()
     [0, 1, 2, 3]
     >>> plan(Trace(np.array([0, 1, 2]), np.array([0, 0, 0]))).version.tolist()
@@ -213,13 +196,12 @@ def depth(trace: Trace, most: int | None = None) -> int:
 
     Args:
       trace: of m updates.
-      most: the largest delay of all traces, where that is known; the trace's is taken if larger.
+      most: the largest lag of all traces, where that is known; the trace's is taken if larger.
 
     Returns:
       D, above t - read_version[t] for every update t.
     """
-    lag = np.arange(len(trace.worker)) - np.asarray(trace.read_version).reshape(-1)
-    return 1 << int(max(lag.max(initial=0), most or 0)).bit_length()
+    return 1 << int(max(delays.lag(trace).max(initial=0), most or 0)).bit_length()
 
 
 def begin(
@@ -263,7 +245,7 @@ def begin(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("estimator", "observe"))
+@functools.partial(jax.jit, static_argnames=("estimator", "observe", "axis"))
 def turns(
     estimator: Estimator,
     state: State,
@@ -276,6 +258,7 @@ def turns(
     lr: Array,
     *,
     observe: Observe | None = None,
+    axis: str | None = None,
 ) -> State:
     """Some turns of a plan, each of which computes one delta at the x that its worker read.
 
@@ -290,29 +273,49 @@ def turns(
       until: how many updates shall have landed in the end: m after the last turn, else 0.
       lr: eta, a scalar of x's dtype.
       observe: (x_t, data) -> a pytree of arrays, called before update t lands.
+      axis: of `jax.vmap`, over the runs that are simulated side by side; None for one run.
 
     Returns:
       The State after them.
     """
     rows = len(state.kept.values)
 
-    def land_until(stop: Array, state: State) -> State:
-        def land(t: jax.Array, state: State) -> State:
-            seen = state.observations
-            if observe is not None:
-                seen = jax.tree.map(
-                    lambda all_, entry: all_.at[t].set(entry), seen, observe(state.x, data)
-                )
-            delta = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t % rows, keepdims=False),
-                state.kept,
+    def land(t: jax.Array, live: jax.Array | None, state: State) -> State:
+        """Update t lands, unless it does so in other runs alone."""
+        seen = state.observations
+        if observe is not None:
+            row = t if live is None else jnp.where(live, t, _NOWHERE)
+            seen = jax.tree.map(
+                lambda all_, entry: all_.at[row].set(entry, mode="drop"),
+                seen,
+                observe(state.x, data),
             )
-            return state._replace(x=steps.apply(state.x, delta), landed=t + 1, observations=seen)
+        delta = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t % rows, keepdims=False), state.kept
+        )
+        if live is not None:
+            nothing = jnp.asarray(-0.0, state.x.dtype)
+            delta = delta._replace(values=jnp.where(live, delta.values, nothing))
+        landed = t + 1 if live is None else jnp.where(live, t + 1, state.landed)
+        return state._replace(x=steps.apply(state.x, delta), landed=landed, observations=seen)
 
+    def land_until(stop: Array, state: State) -> State:
         # In a loop of its own the compiler cannot make one multiply-add of -eta v + x, which would
         # round once where the other drivers round twice. All of the state goes through the loop:
         # what it only read, the deltas that are kept, would be copied in every turn.
-        return jax.lax.fori_loop(state.landed, stop, land, state)
+        if axis is None:
+            return jax.lax.fori_loop(
+                state.landed, stop, lambda t, state: land(t, None, state), state
+            )
+        # As many rounds in every run: if each had its own number, all that the loop changes would
+        # be selected from, observations included, in every round.
+        begin = state.landed
+        return jax.lax.fori_loop(
+            0,
+            jax.lax.pmax(stop - begin, axis),
+            lambda i, state: land(begin + i, begin + i < stop, state),
+            state,
+        )
 
     def turn(i: jax.Array, state: State) -> State:
         draw, now = jax.tree.map(lambda leaf: leaf[i], (draws, part))

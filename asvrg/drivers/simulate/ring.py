@@ -14,13 +14,8 @@ import numpy as np
 
 from asvrg import delays, sampling, steps
 from asvrg.estimators import Estimator
-from asvrg.sampling import Stream
+from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
-
-# Iterations in one call, at most, and entries of their largest array. An epoch with more of them
-# takes several calls, so that memory stays bounded; the iterates are the same.
-SEGMENT = 4_096
-SEGMENT_ENTRIES = 1 << 25
 
 
 def replay(
@@ -28,12 +23,12 @@ def replay(
     x: jax.Array,
     snapshot: Snapshot,
     data: Data,
+    sampler: Sampler,
     streams: dict[int, Stream],
     trace: Trace,
     lr: np.ndarray,
     *,
     groups: Array,
-    width: int | None,
     max_delay: int | None,
     observe: Observe | None,
 ) -> tuple[jax.Array, PyTree]:
@@ -44,11 +39,11 @@ def replay(
       x: float [d].
       snapshot: of this epoch.
       data: a pytree of arrays [n, ...].
+      sampler: of the draws.
       streams: of every worker that occurs.
       trace: of m updates, read_version [m, G].
       lr: eta, a scalar of x's dtype.
       groups: int [d], the group of each coordinate.
-      width: B; None if every update is of all of x.
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
 
@@ -58,9 +53,11 @@ def replay(
     longest = int(delays.staleness(trace).max(initial=0)) if max_delay is None else max_delay
     # A power of two, so that traces of about the same delay share a compilation.
     depth = 1 << max(longest - 1, 0).bit_length()
-    deltas = empty_ring(width, x.size, depth, x.dtype)
-    num_groups = trace.read_version.shape[1]
-    segment = max(1, min(SEGMENT, SEGMENT_ENTRIES // max(width or x.size, depth * num_groups)))
+    deltas = empty_ring(sampler.block_size, x.size, depth, x.dtype)
+    segment = sampling.segment_length(sampler, len(trace.worker))
+    segment = max(
+        1, min(segment, sampling.SEGMENT_ENTRIES // (depth * trace.read_version.shape[1]))
+    )
     pieces = []
     for start in range(0, len(trace.worker), segment):
         stop = min(start + segment, len(trace.worker))

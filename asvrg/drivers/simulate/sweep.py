@@ -15,8 +15,8 @@ from asvrg.drivers.simulate import read_order
 from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
-from asvrg.schedules import Schedule
-from asvrg.types import Array, Data, Observe, PyTree, Snapshot, Trace
+from asvrg.schedules import Schedule, check_rate
+from asvrg.types import Array, Data, Draws, Observe, PyTree, Snapshot, Trace
 
 
 class Run(NamedTuple):
@@ -57,12 +57,13 @@ def sweep(
     *,
     inner_steps: int,
     num_epochs: int,
-    max_delay: int = 0,
+    max_delay: int | None = None,
     observe: Observe | None = None,
 ) -> Iterator[SweepResult]:
     """Runs R simulations side by side, with one compilation and one call for all of them.
 
-    Every run gives what `training.run` with `simulate.driver` gives for it alone, up to rounding.
+    Every run gives what `training.run` with `simulate.driver` gives for it alone, up to rounding;
+    but one that diverges goes on, with numbers that are not finite, for the sake of the others.
 
     Args:
       estimator: gives v_t.
@@ -70,7 +71,7 @@ def sweep(
       runs: at least one.
       inner_steps: m.
       num_epochs: S.
-      max_delay: Delta, the largest delay of all traces, so that no later epoch compiles again.
+      max_delay: Delta, as `simulate.driver` takes it.
       observe: (x [d], data) -> a pytree of arrays, looked at before every update.
 
     Yields:
@@ -78,7 +79,8 @@ def sweep(
 
     Raises:
       InputError: an argument is out of its range, the runs' samplers differ in more than their
-        seeds, or a trace has inconsistent reads or does not fit.
+        seeds or their x0 in dtype, a step is 0 or not finite in it, or a trace has inconsistent
+        reads, delays above `max_delay`, or does not fit.
 
     >>> from asvrg import estimators, schedules
     >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
@@ -92,12 +94,18 @@ def sweep(
     """
     check_count("inner_steps", inner_steps)
     check_count("num_epochs", num_epochs)
-    check_count("max_delay", max_delay, least=0)
+    if max_delay is not None:
+        check_count("max_delay", max_delay, least=0)
+    runs = list(runs)
     check_count("the number of runs", len(runs))
     spec = runs[0].sampler
     sampling.check_fits(spec, objectives.num_samples(data))
     for run in runs:
         sampling.check_dim(spec, run.x0)
+        if run.x0.dtype != runs[0].x0.dtype:
+            raise InputError(
+                f"the runs must have x0 of one dtype, got {runs[0].x0.dtype} and {run.x0.dtype}."
+            )
         if run.sampler._replace(seed=spec.seed) != spec:
             raise InputError(
                 f"the runs must have samplers that differ in their seeds alone, got {spec} and "
@@ -106,8 +114,8 @@ def sweep(
     data = jax.tree.map(jnp.asarray, data)
     x = jnp.stack([jnp.asarray(run.x0) for run in runs])
     for epoch in range(num_epochs):
-        traces = [_trace(run, epoch, inner_steps) for run in runs]
-        rates = np.array([run.schedule(epoch) for run in runs], x.dtype)
+        traces = [_trace(run, epoch, inner_steps, max_delay) for run in runs]
+        rates = np.stack([check_rate(run.schedule(epoch), x.dtype) for run in runs])
         snapshots = _prepare(estimator, x, data)
         x, seen = _inner_loop(
             estimator, x, snapshots, data, runs, traces, epoch, rates, max_delay, observe
@@ -115,7 +123,7 @@ def sweep(
         yield SweepResult(epoch + 1, x, seen)
 
 
-def _trace(run: Run, epoch: int, inner_steps: int) -> Trace:
+def _trace(run: Run, epoch: int, inner_steps: int, max_delay: int | None) -> Trace:
     trace = delays.none(inner_steps) if run.trace is None else run.trace(epoch)
     delays.check(trace)
     if np.size(trace.read_version) != inner_steps or len(trace.worker) != inner_steps:
@@ -123,6 +131,7 @@ def _trace(run: Run, epoch: int, inner_steps: int) -> Trace:
             f"a trace of a sweep must have worker and read_version [{inner_steps}], got shapes "
             f"{np.shape(trace.worker)} and {np.shape(trace.read_version)} in epoch {epoch}."
         )
+    delays.check_longest(trace, max_delay)
     return trace
 
 
@@ -140,7 +149,7 @@ def _inner_loop(
     traces: Sequence[Trace],
     epoch: int,
     rates: np.ndarray,
-    max_delay: int,
+    max_delay: int | None,
     observe: Observe | None,
 ) -> tuple[jax.Array, PyTree]:
     copies = any(trace.sees_own for trace in traces)
@@ -154,7 +163,7 @@ def _inner_loop(
             each, width, rows, count, data, copies=copies, observe=observe
         )
     )(x)
-    length = read_order.segment_length(count, len(runs) * (width or x.shape[1]))
+    length = sampling.segment_length(runs[0].sampler, count, len(runs))
     pieces = zip(
         *(
             read_order.segments(
@@ -166,7 +175,8 @@ def _inner_loop(
     )
     for piece in pieces:
         *_, size, until = piece[0]
-        stacked = [(draws, part) for draws, part, _, _ in piece]
+        sharded = any(trace.shards is not None for trace in traces)
+        stacked = [(_weighted(draws, sharded), part) for draws, part, _, _ in piece]
         draws, part = jax.tree.map(lambda *each: np.stack(each), *stacked)
         state = _turns(
             estimator, state, snapshots, data, draws, part, size, until, rates, observe=observe
@@ -181,6 +191,13 @@ def _alike(plan: read_order.Plan, copies: bool, scaled: bool) -> read_order.Plan
         begins=every.astype(bool) if copies and plan.begins is None else plan.begins,
         scale=every if scaled and plan.scale is None else plan.scale,
     )
+
+
+def _weighted(draws: Draws, sharded: bool) -> Draws:
+    """The same draws, with weights if those of other runs have them."""
+    if sharded and draws.weight is None:
+        return draws._replace(weight=np.ones(len(draws.batch)))
+    return draws
 
 
 @functools.partial(jax.jit, static_argnames=("estimator", "observe"))
@@ -205,7 +222,17 @@ def _turns(
         lr: jax.Array,
     ) -> read_order.State:
         return read_order.turns(
-            estimator, state, snapshot, data, draws, part, count, until, lr, observe=observe
+            estimator,
+            state,
+            snapshot,
+            data,
+            draws,
+            part,
+            count,
+            until,
+            lr,
+            observe=observe,
+            axis="runs",
         )
 
-    return jax.vmap(one)(state, snapshots, draws, part, rates)
+    return jax.vmap(one, axis_name="runs")(state, snapshots, draws, part, rates)

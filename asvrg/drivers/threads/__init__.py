@@ -80,7 +80,7 @@ def driver(
         ahead waits, and r is at most (Delta + 1) / K, so that all threads have room. None for no
         limit.
       delay_adaptive: whether the steps of late updates are scaled down as they land, by
-        `delays.adaptive_scale` with the concurrency K r.
+        `delays.adaptive_scale` with the concurrency K r, r as it is with `max_delay`.
 
     Returns:
       A Driver whose x is a numpy array.
@@ -216,7 +216,7 @@ class _InnerLoop:
         if concurrency is None:
             return None
         landed = self._claims.landed.number  # without a lock others may land in between
-        # Where nobody else has landed an update since, the window lacks none.
+        # The rule of `delays.staleness`: where nobody else has landed since, a window lacks none.
         late = np.arange(landed, landed + count) - version if landed > version else np.zeros(count)
         return delays.adaptive_scale(late, concurrency)
 

@@ -12,10 +12,10 @@ from asvrg.drivers.landed import Landed
 class Claims:
     """The m updates of an epoch, claimed in windows.
 
-    A window in flight is one that was claimed and has not landed. The number of an update that is
-    in flight is at most that of the updates claimed, less one, and the x that it lacks nothing of
-    is at least the one at its claim: so the number claimed, less the updates that had landed at
-    the oldest claim in flight, less one, bounds every delay.
+    A window in flight is one that was claimed and has not landed. Its updates have numbers below
+    that of the updates claimed so far, and its x has at least the updates that had landed at its
+    claim. So the number claimed, less one, less those landed at the oldest claim in flight, bounds
+    every delay.
 
     >>> claims = Claims(3, 2)
     >>> claims.claim(0), claims.claim(1), claims.claim(0)
@@ -88,7 +88,7 @@ class Claims:
             self._changed.notify_all()
 
     def _next(self) -> int:
-        return min(self._read_period, len(self.landed) - self._claimed)
+        return min(self._read_period, self.landed.num_updates - self._claimed)
 
     def _has_room(self) -> bool:
         if self._max_delay is None or not self._in_flight:
