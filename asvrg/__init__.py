@@ -3,7 +3,17 @@
 Functions in, deltas out: one pure step says what to add to x and where; a driver owns x.
 """
 
-from asvrg import delays, estimators, mlp, objectives, sampling, schedules, steps, training
+from asvrg import (
+    delays,
+    estimators,
+    mlp,
+    objectives,
+    sampling,
+    schedules,
+    steps,
+    theory,
+    training,
+)
 from asvrg.drivers import simulate, threads
 from asvrg.errors import DivergedError, InputError
 from asvrg.estimators import Estimator, sgd, svrg
@@ -40,6 +50,7 @@ __all__ = [
     "simulate",
     "steps",
     "svrg",
+    "theory",
     "threads",
     "training",
 ]

@@ -49,30 +49,133 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int | None = Non
     return int(value)
 
 
-def check_real(name: str, value: Any, *, least: float = 0.0, above: bool = False) -> float:
-    """Returns `value` if it is a finite number of at least (`above`: above) `least`.
+def check_real(
+    name: str,
+    value: Any,
+    *,
+    least: float = 0.0,
+    above: bool = False,
+    most: float | None = None,
+    below: bool = False,
+) -> float:
+    """Returns `value` if it is a finite number from `least` to `most`, else raises InputError.
 
     Args:
       name: the argument's name, for the sentence.
       value: a real number.
       least: the lower limit.
-      above: whether the limit itself is refused.
+      above: whether the lower limit itself is refused.
+      most: the upper limit; None for no limit.
+      below: whether the upper limit itself is refused.
 
     Returns:
       The value as a float.
 
     Raises:
-      InputError: it is no finite number, or lies below the limit.
+      InputError: it is no finite number, or lies outside the range.
 
     >>> check_real("lr", 0.5, above=True)
     0.5
     """
     number = isinstance(value, int | float | np.integer | np.floating)
     in_range = number and np.isfinite(value) and (value > least if above else value >= least)
+    if in_range and most is not None:
+        in_range = value < most if below else value <= most
     if not in_range or isinstance(value, bool):
-        relation = "above" if above else "of at least"
-        raise InputError(f"{name} must be a finite number {relation} {least:g}, got {value!r}.")
+        accepted = f"{'above' if above else 'of at least'} {least:g}"
+        if most is not None:
+            accepted += f" and {'below' if below else 'at most'} {most:g}"
+        raise InputError(f"{name} must be a finite number {accepted}, got {value!r}.")
     return float(value)
+
+
+def check_counts(name: str, values: Any, *, least: int = 1) -> np.ndarray:
+    """`check_count` for every entry of an array.
+
+    Args:
+      name: the argument's name, for the sentence.
+      values: whole numbers, one or an array of them.
+      least: the smallest accepted value.
+
+    Returns:
+      The values as int64, of the same shape.
+
+    Raises:
+      InputError: one of them is no whole number of at least `least`.
+
+    >>> check_counts("batch_size", [1, 10])
+    array([ 1, 10])
+    """
+    array = np.asarray(values)
+    for value in _extremes(array, "iu", values):
+        check_count(name, value, least=least)
+    return array.astype(np.int64)
+
+
+def check_reals(
+    name: str,
+    values: Any,
+    *,
+    least: float = 0.0,
+    above: bool = False,
+    most: float | None = None,
+    below: bool = False,
+) -> np.ndarray:
+    """`check_real` for every entry of an array.
+
+    Args:
+      name: the argument's name, for the sentence.
+      values: real numbers, one or an array of them.
+      least: the lower limit.
+      above: whether the lower limit itself is refused.
+      most: the upper limit; None for no limit.
+      below: whether the upper limit itself is refused.
+
+    Returns:
+      The values as float64, of the same shape.
+
+    Raises:
+      InputError: one of them is no finite number in the range.
+
+    >>> check_reals("lr", [0.5, 2], above=True)
+    array([0.5, 2. ])
+    """
+    array = np.asarray(values)
+    for value in _extremes(array, "iuf", values):
+        check_real(name, value, least=least, above=above, most=most, below=below)
+    return array.astype(np.float64)
+
+
+def _extremes(array: np.ndarray, kinds: str, values: Any) -> list[Any]:
+    """Entries that lie in a range only if all do; the values themselves if they are no numbers.
+
+    A nan is both the smallest and the largest entry.
+    """
+    if array.dtype.kind not in kinds:
+        return [values]
+    return [array.min().item(), array.max().item()] if array.size else []
+
+
+def check_broadcast(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays, broadcast against each other, or an InputError if their shapes do not allow it.
+
+    Args:
+      arrays: of any shapes.
+
+    Returns:
+      Read-only views of one shape.
+
+    Raises:
+      InputError: they do not broadcast; the sentence lists the shapes.
+
+    >>> [array.shape for array in check_broadcast(np.zeros((3, 1)), np.zeros(2))]
+    [(3, 2), (3, 2)]
+    """
+    try:
+        return list(np.broadcast_arrays(*arrays))
+    except ValueError as error:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise InputError(f"fields and arguments must broadcast, got shapes {shapes}.") from error
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
