@@ -22,7 +22,7 @@ from asvrg import estimators
 from asvrg.drivers import mpi
 from asvrg.errors import check_count
 from asvrg.types import Driver
-from experiments import iterations, launch, problem, provenance, recording
+from experiments import files, iterations, launch, problem, provenance, recording
 
 RESULT = "updates.csv"
 LR = 0.01  # small enough for every data set; the time does not depend on it
@@ -86,7 +86,7 @@ def main(values: flags.FlagValues) -> int:
     for line in lines:
         print(", ".join(f"{field} {value}" for field, value in zip(FIELDS, line, strict=True)))
     folder = Path(values.out_dir or "runs/updates")
-    recording.make_folder("--out_dir must be a folder", folder)
+    files.make_folder("--out_dir must be a folder", folder)
     new = not (folder / RESULT).exists()
     with open(folder / RESULT, "a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([FIELDS, *lines] if new else lines)

@@ -8,21 +8,20 @@ import json
 import signal
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from asvrg.errors import InputError
-from asvrg.types import EpochResult, Shard, Trace
+from asvrg.types import EpochResult
 
 FOLDER = "checkpoint"
 KEPT = 2
-VERSION = 1  # of the format
+VERSION = 2  # of the format
 # Flags that may differ from those of the run that a checkpoint goes on with.
-FREE_FLAGS = frozenset({"checkpoint_seconds", "data_dir", "num_epochs", "out_dir"})
+FREE_FLAGS = frozenset({"checkpoint_seconds", "data_dir", "num_epochs", "out_dir", "record"})
 
 
 class Progress(NamedTuple):
@@ -31,74 +30,14 @@ class Progress(NamedTuple):
     Attributes:
       state: after the last epoch; a restored one has no trace.
       rows: of metrics.csv.
-      delay_counts: int64, the updates with delay 0, 1, ...
-      traces: of the epochs done, or none if they are not kept.
+      delay_counts: int64 [K, T], the updates of worker k with delay tau.
       config: of the run, what config.json holds.
     """
 
     state: EpochResult
     rows: Sequence[tuple[float, ...]]
     delay_counts: np.ndarray
-    traces: Sequence[Trace]
     config: dict[str, Any]
-
-
-def pack_traces(traces: Sequence[Trace]) -> dict[str, np.ndarray]:
-    """Traces as the arrays of a file; `unpack_traces` makes traces of them again.
-
-    Args:
-      traces: of E epochs with m updates each, at least one.
-
-    Returns:
-      worker [E, m], read_version [E, m] or [E, m, G], sees_own [E]; where workers have shards, also
-      num_shards [E], and for the shards of all epochs, one after the other, shard_sizes,
-      shard_weights and their indices in shard_samples.
-
-    >>> traces = [Trace(np.array([0, 1]), np.array([0, 0]), shards=(Shard(np.arange(3), 1.5),))]
-    >>> pack_traces(traces)["shard_sizes"]
-    array([3])
-    >>> unpack_traces(pack_traces(traces))[0].shards
-    (Shard(samples=array([0, 1, 2]), weight=1.5),)
-    """
-    arrays = {
-        "worker": np.stack([trace.worker for trace in traces]),
-        "read_version": np.stack([trace.read_version for trace in traces]),
-        "sees_own": np.array([trace.sees_own for trace in traces]),
-    }
-    shards = [shard for trace in traces for shard in trace.shards or ()]
-    if shards:
-        arrays |= {
-            "num_shards": np.array([len(trace.shards or ()) for trace in traces]),
-            "shard_sizes": np.array([len(shard.samples) for shard in shards]),
-            "shard_weights": np.array([shard.weight for shard in shards]),
-            "shard_samples": np.concatenate([shard.samples for shard in shards]),
-        }
-    return arrays
-
-
-def unpack_traces(arrays: Mapping[str, np.ndarray]) -> list[Trace]:
-    """The traces in a file that holds the arrays of `pack_traces`, such as trace.npz.
-
-    Args:
-      arrays: by name; others are left alone.
-
-    Returns:
-      A Trace for each epoch.
-    """
-    shards: Iterator[Shard] = iter(())
-    num_shards = np.zeros(len(arrays["worker"]), int)
-    if "num_shards" in arrays:
-        num_shards = arrays["num_shards"]
-        samples = np.split(arrays["shard_samples"], np.cumsum(arrays["shard_sizes"])[:-1])
-        weights = arrays["shard_weights"].tolist()
-        shards = iter([Shard(*pair) for pair in zip(samples, weights, strict=True)])
-    columns = zip(
-        arrays["worker"], arrays["read_version"], arrays["sees_own"], num_shards, strict=True
-    )
-    return [
-        Trace(worker, read_version, bool(sees_own), tuple(islice(shards, count)) or None)
-        for worker, read_version, sees_own, count in columns
-    ]
 
 
 def exist_in(folder: Path) -> bool:
@@ -211,8 +150,6 @@ def _encode(progress: Progress) -> bytes:
         "x": np.asarray(state.x),
         "delay_counts": progress.delay_counts,
     }
-    if progress.traces:
-        arrays |= pack_traces(progress.traces)
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
@@ -234,7 +171,6 @@ def _decode(content: bytes) -> Progress:
             state=EpochResult(**record["state"])._replace(x=arrays["x"]),
             rows=[tuple(row) for row in record["rows"]],
             delay_counts=arrays["delay_counts"],
-            traces=unpack_traces(arrays) if "worker" in arrays else [],
             config=record["config"],
         )
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from asvrg.errors import DivergedError, InputError, check_count, check_real
-from experiments import cnn, datasets, launch, provenance, recording
+from experiments import cnn, datasets, files, launch, provenance
 from experiments.cnn import Network, TrainState
 from experiments.datasets import Dataset
 
@@ -129,8 +129,8 @@ def main(values: flags.FlagValues) -> int:
     )
     folder = out.parent if values.checkpoint_dir is None else Path(values.checkpoint_dir)
     folder = folder.expanduser()
-    recording.make_folder("--out must lie in a folder", out.parent)
-    recording.make_folder("--checkpoint_dir must lie in a folder", folder)
+    files.make_folder("--out must lie in a folder", out.parent)
+    files.make_folder("--checkpoint_dir must lie in a folder", folder)
 
     network = Network(num_classes=data.num_classes)
     checkpoint = folder / f"{out.name}.checkpoint"
@@ -164,7 +164,7 @@ def main(values: flags.FlagValues) -> int:
         "test_labels": data.test_labels[: counts["num_test"]],
         "provenance": np.array(json.dumps(config)),
     }
-    recording.write_whole(out, lambda file: np.savez_compressed(file, **arrays))
+    files.write_whole(out, lambda file: np.savez_compressed(file, **arrays))
     print(f"features: {out}")
     return 0
 
@@ -268,7 +268,7 @@ def outputs(
 
 def _save(checkpoint: Path, settings: Settings, state: TrainState) -> None:
     raw = serialization.to_bytes({"settings": settings._asdict(), "state": state})
-    recording.write_whole(checkpoint, lambda file: file.write(raw))
+    files.write_whole(checkpoint, lambda file: file.write(raw))
 
 
 def _restore(checkpoint: Path, settings: Settings, start: TrainState) -> TrainState:

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.recording import Row, write_whole
+import numpy as np
+
+from experiments import delay_counts, files
+from experiments.recording import Row
 
 # Okabe and Ito (2008), Color universal design: told apart by readers of every colour vision.
-BLUE, ORANGE = "#0072b2", "#d55e00"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b4b4b4"
+WORKERS = (BLUE, ORANGE, GREEN, PURPLE)  # more of them are drawn as one
+BARS = 40  # of a histogram, at most
 
 
-def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
+def draw_curves(path: Path, rows: Sequence[Row], counts: np.ndarray, title: str) -> None:
     """Draws loss, error, ||grad f||^2 and delays of one run as a png.
 
     Args:
       path: of the figure.
       rows: of metrics.csv, the one before training first.
+      counts: int64 [K, T], how many updates of worker k had delay tau.
       title: of the figure.
     """
     # Not pyplot: a figure of its own leaves no global state behind, and opens no window.
@@ -25,13 +31,16 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row.epoch for row in rows]
-    figure = Figure(figsize=(9, 6.2), layout="constrained", dpi=120)
+    seconds = [row.seconds for row in rows]
+    figure = Figure(figsize=(13, 6.6), layout="constrained", dpi=110)
     figure.suptitle(title)
-    axes = figure.subplots(2, 2)
+    (loss, loss_by_time, error), (gradient, delay, histogram) = figure.subplots(2, 3)
 
-    loss, error, gradient, delay = axes.ravel()
-    _pair(loss, epochs, [row.train_loss for row in rows], [row.test_loss for row in rows])
-    loss.set(ylabel="loss f(x), l2 term included", yscale="log")
+    losses = [row.train_loss for row in rows], [row.test_loss for row in rows]
+    _pair(loss, epochs, *losses)
+    _pair(loss_by_time, seconds, *losses)
+    for panel in (loss, loss_by_time):
+        panel.set(ylabel="loss f(x), l2 term included", yscale="log")
     _pair(
         error,
         epochs,
@@ -39,7 +48,7 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
         [100 * row.test_error for row in rows],
     )
     error.set(ylabel="classification error (%)", yscale="log")
-    for panel in (loss, error):
+    for panel in (loss, loss_by_time, error):
         # Plain numbers instead of powers of ten: these axes span few of them.
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter(_minor_label)
@@ -58,14 +67,42 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
         panel.set_xlabel("epochs")
         panel.set_xlim(0, max(1, epochs[-1]))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    loss_by_time.set_xlabel("optimisation time (s)")
+    loss_by_time.set_xlim(0, seconds[-1] or 1)
+    _histogram(histogram, counts)
+    for panel in (loss, loss_by_time, error, gradient, delay, histogram):
         panel.grid(True, which="both", alpha=0.25)
-    write_whole(path, lambda file: figure.savefig(file, format="png"))
+    files.write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
-def _pair(panel: Any, epochs: list[int], train: list[float], test: list[float]) -> None:
-    panel.plot(epochs, train, color=BLUE, marker=".", label="training")
-    panel.plot(epochs, test, color=ORANGE, marker=".", linestyle="--", label="test")
+def _pair(panel: Any, x: Sequence[float], train: list[float], test: list[float]) -> None:
+    panel.plot(x, train, color=BLUE, marker=".", label="training")
+    panel.plot(x, test, color=ORANGE, marker=".", linestyle="--", label="test")
     panel.legend(frameon=False)
+
+
+def _histogram(panel: Any, counts: np.ndarray) -> None:
+    """The delays of all updates as bars, those of each worker as outlines, in percent of all."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set(xlabel="delay of an update (updates)", ylabel="updates (%), all epochs")
+    if counts.sum() == 0:
+        return
+    width = max(1, -(-counts.shape[1] // BARS))
+    edges = np.arange(0, counts.shape[1] + width, width) - 0.5
+    share = 100 * np.add.reduceat(counts, np.arange(0, counts.shape[1], width), axis=1)
+    share = share / counts.sum()
+    panel.stairs(share.sum(axis=0), edges, fill=True, color=GREY, label="all workers")
+    if 1 < len(counts) <= len(WORKERS):
+        for worker, (bars, colour) in enumerate(zip(share, WORKERS, strict=False)):
+            panel.stairs(bars, edges, color=colour, linewidth=1.4, label=f"worker {worker}")
+    tau = delay_counts.describe(counts.sum(axis=0))
+    for value, style, name in ((tau.median, "-", "median"), (tau.percentile_95, ":", "95 %")):
+        panel.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{name} {value}")
+    panel.set(yscale="log", xlim=(edges[0], edges[-1]))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend(frameon=False, title=None if width == 1 else f"bars: {width} delays wide")
 
 
 def _minor_label(value: float, position: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.csv, config.json, trace.npz, events and checkpoints."""
+"""What a run leaves behind: csv, config.json, its trace, events and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import fcntl
 import io
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -20,11 +19,14 @@ from absl import flags
 
 from asvrg import delays
 from asvrg.errors import InputError
-from asvrg.types import EpochResult, Trace
-from experiments import checkpoints
+from asvrg.types import Data, EpochResult
+from experiments import checkpoints, delay_counts, files
+from experiments.methods import Phase
 from experiments.problem import Evaluation
+from experiments.traces import spill
+from experiments.traces.spill import TraceWriter
 
-METRICS, CONFIG, TRACE, CURVES = "metrics.csv", "config.json", "trace.npz", "curves.png"
+METRICS, CONFIG, DELAYS, CURVES = "metrics.csv", "config.json", "delays.csv", "curves.png"
 
 
 class Row(NamedTuple):
@@ -70,9 +72,10 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "save_trace",
+        "record",
         False,
-        "Write trace.npz: who computed which update from which x.",
+        "Write down who computed which update from which x, an epoch to a file, in the folder "
+        "trace/, for experiments.replay.",
         flag_values=values,
     )
     flags.DEFINE_bool("tensorboard", False, "Write TensorBoard events too.", flag_values=values)
@@ -113,28 +116,8 @@ def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Pat
             "--out_dir must be a folder without another run's results, got "
             f"{folder}, which holds a {holds}."
         )
-    make_folder("--out_dir must be a folder", folder)
+    files.make_folder("--out_dir must be a folder", folder)
     return folder
-
-
-def make_folder(must_be: str, folder: Path) -> None:
-    """Makes a folder, and tries whether it can be written to.
-
-    Args:
-      must_be: the beginning of the sentence for one that cannot.
-      folder: its path.
-
-    Raises:
-      InputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{must_be} that can be made and written to, got {folder} ({error.strerror})."
-        ) from error
 
 
 def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -> Recorder:
@@ -142,7 +125,8 @@ def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -
 
     Args:
       values: parsed, with the flags of `define_flags`.
-      name: of the run, the beginning of a new folder's name.
+      name: of the run: its binary, its data set and its method, with hyphens between; the beginning
+        of a new folder's name.
       config: of the run, from `provenance.describe`.
 
     Returns:
@@ -153,8 +137,8 @@ def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -
     """
     return Recorder(
         claim_folder(values.out_dir, name),
-        config,
-        save_trace=values.save_trace,
+        {"program": name.partition("-")[0], **config},
+        record=values.record,
         tensorboard=values.tensorboard,
         checkpoint_seconds=values.checkpoint_seconds,
     )
@@ -171,7 +155,7 @@ class Recorder:
         folder: Path,
         config: dict[str, Any],
         *,
-        save_trace: bool,
+        record: bool,
         tensorboard: bool,
         checkpoint_seconds: float = 0.0,
     ) -> None:
@@ -182,10 +166,10 @@ class Recorder:
         """
         self.folder = folder
         self.rows: list[Row] = []
-        self.delay_counts = np.zeros(0, np.int64)  # updates with delay 0, 1, ...
-        self._traces: list[Trace] = []
+        self.delay_counts = delay_counts.none()  # [K, T], updates of worker k with delay tau
         self._config = config
-        self._save_trace = save_trace
+        self._record = record
+        self._traces: TraceWriter | None = None
         self._tensorboard = tensorboard
         self._checkpoint_seconds = checkpoint_seconds
         self._events: Any = None
@@ -206,8 +190,8 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._metrics is not None and self._traces:
-                write_whole(self.folder / TRACE, self._write_traces)
+            if self._metrics is not None and self.delay_counts.size:
+                self._write_delays()
             if error is None:
                 # The last thing: a run whose checkpoint is that of its end has all its files.
                 self.checkpoint(now=True)
@@ -216,18 +200,22 @@ class Recorder:
                 if file is not None:
                     file.close()
 
-    def begin(self, num_epochs: int) -> EpochResult | None:
+    def begin(self, num_epochs: int, train: Data = ()) -> EpochResult | None:
         """Writes config.json, and a metrics.csv with the rows up to the checkpoint.
 
         Args:
           num_epochs: that the run shall have in the end.
+          train: the training data, of which a recorded run keeps the SHA-256.
 
         Returns:
           The state to go on from; None for a new run.
 
         Raises:
-          InputError: all epochs are done, or another process is at it.
+          InputError: all epochs are done, another process is at it, or a run that shall be recorded
+            has no record of its epochs so far.
         """
+        if self._record:
+            self._traces = TraceWriter(self.folder, self._config, train, num_workers(self._config))
         if self._saved is None:
             write_config(self.folder, self._config)
             self._open_events(0)
@@ -237,17 +225,23 @@ class Recorder:
                 f"the run in --out_dir={self.folder} is finished: it has done {self._saved.epoch} "
                 f"epochs, and --num_epochs must be more to go on with it, got {num_epochs}."
             )
+        if self._traces is not None:
+            self._traces.check(self._saved)
         self._open_metrics("a")
+        spill.rewind(self.folder, self._saved)
+        if self._traces is not None:
+            self._traces.resume(self._saved)
         write_config(self.folder, self._config)
         self._open_events(self._saved.epoch + 1)
         return self._saved
 
-    def add(self, state: EpochResult, evaluation: Evaluation) -> Row:
+    def add(self, state: EpochResult, evaluation: Evaluation, phase: Phase | None = None) -> Row:
         """Records an epoch: a line of metrics.csv, its delays, and its trace if asked to.
 
         Args:
           state: after the epoch; of epoch 0 before training.
           evaluation: of its x.
+          phase: of the method, that the epoch belongs to; None before training.
 
         Returns:
           The line.
@@ -255,14 +249,13 @@ class Recorder:
         line = row(state, evaluation)
         counts = self.delay_counts
         if state.trace is not None:
-            counts = np.bincount(delays.staleness(state.trace), minlength=len(counts))
-            counts[: len(self.delay_counts)] += self.delay_counts
-            if self._save_trace:
-                self._traces.append(state.trace)
+            counts = delay_counts.add(counts, state.trace, num_workers(self._config))
+        if self._traces is not None:
+            self._traces.add(state, phase)
         self.rows.append(line)
         self.delay_counts = counts
         # At once, so that Ctrl-C finds either all of an epoch there or nothing of it.
-        self._reached = _Reached(state, len(self.rows), counts, len(self._traces))
+        self._reached = _Reached(state, len(self.rows), counts)
         if self._metrics is None:
             # The checkpoint first: without one, a folder with results is another run's.
             self.checkpoint(now=True)
@@ -290,7 +283,6 @@ class Recorder:
                 reached.state,
                 self.rows[: reached.num_rows],
                 reached.delay_counts,
-                self._traces[: reached.num_traces],
                 self._config,
             )
             checkpoints.save(self.folder, progress)
@@ -308,7 +300,6 @@ class Recorder:
         checkpoints.check_same_run(self.folder, progress.config, self._config)
         self.rows = [Row._make(values) for values in progress.rows]
         self.delay_counts = progress.delay_counts
-        self._traces = list(progress.traces)
         self._saved, self._saved_at = progress.state, time.monotonic()
         resumed = {"epoch": progress.state.epoch, "started": self._config["started"]}
         self._config = self._config | {
@@ -344,16 +335,13 @@ class Recorder:
     def _write_line(self, values: Any) -> None:
         # Nine digits give a float32 back exactly.
         cells = [f"{value:.9g}" if isinstance(value, float) else value for value in values]
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
         assert self._metrics is not None
-        self._metrics.write(line.getvalue())
+        self._metrics.write(_csv([cells]))
         self._metrics.flush()
 
-    def _write_traces(self, file: IO[bytes]) -> None:
-        arrays: dict[str, Any] = dict(checkpoints.pack_traces(self._traces))
-        arrays["config"] = np.array(json.dumps(self._config))
-        np.savez_compressed(file, **arrays)
+    def _write_delays(self) -> None:
+        text = _csv([("worker", "delay", "updates"), *delay_counts.lines(self.delay_counts)])
+        files.write_whole(self.folder / DELAYS, lambda file: file.write(text.encode()))
 
 
 class _Reached(NamedTuple):
@@ -362,28 +350,21 @@ class _Reached(NamedTuple):
     state: EpochResult
     num_rows: int
     delay_counts: np.ndarray
-    num_traces: int
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Writes config.json, from `describe`, to a run's folder."""
     text = json.dumps(config, indent=2) + "\n"
-    write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
+    files.write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file under another name first, so that it is there as a whole or not at all.
+def num_workers(config: dict[str, Any]) -> int | None:
+    """K of a run, from its config; None if that does not say."""
+    of_job: int | None = config.get("job", {}).get("num_workers")
+    return of_job or config["resolved"].get("num_threads")
 
-    Args:
-      path: of the file.
-      write: receives the open binary file.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

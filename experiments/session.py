@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -14,10 +14,12 @@ from tqdm import tqdm
 from asvrg import training
 from asvrg.errors import DivergedError, InputError
 from asvrg.types import Driver
-from experiments import figures, launch, problem, recording
+from experiments import delay_counts, figures, launch, problem, recording
 from experiments.methods import Phase
 from experiments.problem import Problem
 from experiments.recording import Recorder
+
+WORKERS_SHOWN = 8  # lines of the summary
 
 
 def train(
@@ -46,7 +48,7 @@ def train(
       KeyboardInterrupt: the user interrupted the run.
     """
     num_epochs = phases[-1].num_epochs
-    reached = recorder.begin(num_epochs)
+    reached = recorder.begin(num_epochs, problem_.train)
     if reached is None:
         reached = training.start(problem_.x0)
         recorder.add(reached, problem.evaluate(problem_, reached.x))
@@ -70,7 +72,7 @@ def train(
                 )
                 for reached in results:
                     launch.raise_if_interrupted()
-                    row = recorder.add(reached, problem.evaluate(problem_, reached.x))
+                    row = recorder.add(reached, problem.evaluate(problem_, reached.x), phase)
                     if not math.isfinite(row.train_loss):
                         lr = schedule(reached.epoch - 1)
                         raise training.diverged("the training loss", reached.epoch, lr)
@@ -84,7 +86,7 @@ def train(
         raise
     finally:
         figure = recorder.folder / recording.CURVES
-        figures.draw_curves(figure, recorder.rows, title)
+        figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
         print(summary(recorder, num_epochs))
 
 
@@ -92,7 +94,7 @@ def summary(recorder: Recorder, num_epochs: int) -> str:
     """The table that ends a run, and where its results are.
 
     Args:
-      recorder: with the run's rows and traces.
+      recorder: with the run's rows and delays.
       num_epochs: that the run was asked for.
 
     Returns:
@@ -110,21 +112,34 @@ def summary(recorder: Recorder, num_epochs: int) -> str:
     ]
     counts = recorder.delay_counts
     if counts.size:
-        mean = counts @ np.arange(counts.size) / counts.sum()
-        median, most = np.searchsorted(counts.cumsum(), [0.5 * counts.sum(), 0.95 * counts.sum()])
         entries += [
             ("optimisation time", f"{last.seconds:.2f} s"),
             ("updates/s", f"{last.updates / last.seconds:,.0f}"),
-            (
-                "delays (updates)",
-                f"mean {mean:.1f}, median {median}, 95 % {most}, max {counts.size - 1}",
-            ),
+            ("delays (updates)", _distribution(counts.sum(axis=0))),
+            *_workers(counts),
         ]
     entries += [
         ("results", str(recorder.folder / recording.METRICS)),
         ("figure", str(recorder.folder / recording.CURVES)),
     ]
     return "\n".join(f"{name:<18} {value}" for name, value in entries)
+
+
+def _workers(counts: np.ndarray) -> Iterator[tuple[str, str]]:
+    """A line for each worker, if there are several; no more than fit on a screen."""
+    if len(counts) > 1:
+        for worker, of_worker in enumerate(counts[:WORKERS_SHOWN]):
+            if of_worker.any():
+                updates = f"{of_worker.sum()} updates"
+                yield f"  worker {worker}", f"{_distribution(of_worker)}, {updates}"
+    if len(counts) > WORKERS_SHOWN:
+        others = len(counts) - WORKERS_SHOWN
+        yield "", f"and {others} workers more in {recording.DELAYS}"
+
+
+def _distribution(counts: np.ndarray) -> str:
+    tau = delay_counts.describe(counts)
+    return f"mean {tau.mean:.1f}, median {tau.median}, 95 % {tau.percentile_95}, max {tau.largest}"
 
 
 def _keep(recorder: Recorder) -> None:

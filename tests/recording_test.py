@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from asvrg import estimators
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Trace
-from experiments import checkpoints, recording
+from experiments import recording, traces
+from experiments.methods import Phase, Step
 from experiments.problem import Evaluation
 
 EVALUATION = Evaluation(0.1, 0.2, 0.3, 0.4, 1 / 3)
 
 
-CONFIG = {"flags": {"lr": 1.0}, "resolved": {}, "started": "now"}
+CONFIG = {"flags": {"lr": 1.0}, "resolved": {"num_threads": 3}, "started": "now"}
 TRACE = Trace(np.array([0, 1], np.int32), np.array([0, 0], np.int32), sees_own=True)
+TRAIN = (np.ones((4, 2)), np.arange(4))
+PHASE = Phase(estimators.sgd, Step(0.5, 0.0), 9)
 
 
 def a_state(epoch: int, trace: Trace | None = None) -> EpochResult:
@@ -31,12 +35,12 @@ def a_line(epoch: int) -> str:
 
 
 def a_recorder(
-    folder: Path, *, save_trace: bool = False, tensorboard: bool = False, seconds: float = 1e9
+    folder: Path, *, record: bool = False, tensorboard: bool = False, seconds: float = 1e9
 ) -> recording.Recorder:
     return recording.Recorder(
         folder,
         CONFIG,
-        save_trace=save_trace,
+        record=record,
         tensorboard=tensorboard,
         checkpoint_seconds=seconds,
     )
@@ -74,9 +78,9 @@ def fail_after(
 
     def run() -> None:
         with recorder:
-            recorder.begin(9)
+            recorder.begin(9, TRAIN)
             for epoch in range(num_epochs + 1):
-                recorder.add(a_state(epoch, trace if epoch else None), EVALUATION)
+                recorder.add(a_state(epoch, trace if epoch else None), EVALUATION, PHASE)
                 recorder.checkpoint(now=epoch == checkpoint_at)
             raise RuntimeError("boom")
 
@@ -84,36 +88,80 @@ def fail_after(
         run()
 
 
-def test_traces_are_kept_when_the_run_fails(tmp_path):
-    fail_after(a_recorder(tmp_path, save_trace=True), 1, trace=TRACE)
-    with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
-        (trace,) = checkpoints.unpack_traces(saved)
-        assert json.loads(str(saved["config"])) == CONFIG
-    np.testing.assert_equal(trace._asdict(), TRACE._asdict())
+def test_traces_and_delays_are_kept_when_the_run_fails(tmp_path):
+    fail_after(a_recorder(tmp_path, record=True), 1, trace=TRACE)
+    run = traces.load(tmp_path)
+    assert run.header.config == CONFIG
+    assert run.last_x.tobytes() == a_state(1).x.tobytes()
+    (epoch,) = run.epochs
+    assert (epoch.estimator, epoch.lr) == ("sgd", 0.5)
+    np.testing.assert_equal(epoch.trace._asdict(), TRACE._asdict())
+    assert (tmp_path / "delays.csv").read_text() == "worker,delay,updates\n0,0,1\n1,1,1\n"
 
 
 def test_a_run_goes_on_from_its_checkpoint_with_the_records_of_one_run(tmp_path):
-    first = a_recorder(tmp_path, save_trace=True)
+    first = a_recorder(tmp_path, record=True)
     fail_after(first, 3, trace=TRACE, checkpoint_at=2)
     # A process that is killed may leave half of a line after those that the checkpoint lacks.
     with open(tmp_path / "metrics.csv", "a") as file:
         file.write("4,0.")
 
-    with a_recorder(tmp_path, save_trace=True) as second:
-        state = second.begin(5)
+    assert len(traces.load(tmp_path).epochs) == 3
+    run_id = traces.load(tmp_path).header.run_id
+
+    with a_recorder(tmp_path, record=True) as second:
+        state = second.begin(5, TRAIN)
         assert state.x.tolist() == [2.0, 2.0]
         assert state._replace(x=None) == a_state(2)._replace(x=None)
         assert second.rows == first.rows[:3]
-        assert second.delay_counts.tolist() == [2, 2]
+        assert second.delay_counts.tolist() == [[2, 0], [0, 2], [0, 0]]
+        assert len(traces.load(tmp_path).epochs) == 2
         for epoch in (3, 4, 5):
-            second.add(a_state(epoch, TRACE), EVALUATION)
+            second.add(a_state(epoch, TRACE), EVALUATION, PHASE)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2", "3", "4", "5"]
-    assert second.delay_counts.tolist() == [5, 5]
-    with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
-        assert saved["worker"].shape == (5, 2)
+    assert second.delay_counts.tolist() == [[5, 0], [0, 5], [0, 0]]
+    assert (tmp_path / "delays.csv").read_text() == "worker,delay,updates\n0,0,5\n1,1,5\n"
+    run = traces.load(tmp_path)
+    assert run.header.run_id == run_id
+    assert [epoch.number for epoch in run.epochs] == [1, 2, 3, 4, 5]
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["resumed"] == [{"epoch": 2, "started": "now"}]
+    assert run.header.config == config
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_without_its_record_is_left_alone_unless_it_goes_on_without_one(tmp_path):
+    fail_after(a_recorder(tmp_path, record=True), 3, trace=TRACE, checkpoint_at=2)
+    traces.epoch_file(tmp_path / "trace", 1).unlink()
+    before = contents(tmp_path)
+    with (
+        pytest.raises(InputError, match="--norecord goes on without one: .*epoch-00001.npz"),
+        a_recorder(tmp_path, record=True) as recorder,
+    ):
+        recorder.begin(5, TRAIN)
+    assert contents(tmp_path) == before
+    with a_recorder(tmp_path) as recorder:
+        assert recorder.begin(5, TRAIN).epoch == 2
+        recorder.add(a_state(3, TRACE), EVALUATION, PHASE)
+    assert traces.recorded_epochs(tmp_path / "trace") == [2]
+
+
+def test_a_run_that_goes_on_unrecorded_keeps_the_record_of_its_beginning(tmp_path):
+    fail_after(a_recorder(tmp_path, record=True), 3, trace=TRACE, checkpoint_at=2)
+    with a_recorder(tmp_path) as recorder:
+        recorder.begin(5, TRAIN)
+        recorder.add(a_state(3, TRACE), EVALUATION, PHASE)
+    run = traces.load(tmp_path)
+    assert (len(run.epochs), run.last_epoch) == (2, 2)
+    with (
+        pytest.raises(InputError, match="lacks a file: .*epoch-00003.npz"),
+        a_recorder(tmp_path, record=True) as recorder,
+    ):
+        recorder.begin(5, TRAIN)
 
 
 @pytest.mark.parametrize(("seconds", "epoch"), [(0, 3), (1e9, 0)])
@@ -128,7 +176,7 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
         recorder.begin(1)
         for epoch in (0, 1):
             recorder.add(a_state(epoch), EVALUATION)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with (
         pytest.raises(
             InputError, match="is finished: it has done 1 epochs, and --num_epochs must be more"
@@ -136,7 +184,7 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
         a_recorder(tmp_path) as again,
     ):
         again.begin(1)
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == contents(tmp_path)
     with a_recorder(tmp_path) as more:
         assert more.begin(2).epoch == 1
 
@@ -180,20 +228,6 @@ def test_tensorboard_hides_the_events_after_the_checkpoint(tmp_path):
     events = [path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()]
     restart = Event(step=1, session_log=SessionLog(status=SessionLog.START)).SerializeToString()
     assert sum(restart in content for content in events) == 1
-
-
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    recording.write_whole(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"half of the new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        recording.write_whole(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def train(tmp_path, monkeypatch):
         begun = []
         fake = problem.Problem(objective=None, x0=np.ones(2), train=None, test=None)
         with recording.Recorder(
-            tmp_path, CONFIG, save_trace=False, tensorboard=False, checkpoint_seconds=1e9
+            tmp_path, CONFIG, record=False, tensorboard=False, checkpoint_seconds=1e9
         ) as recorder:
             run.recorder = recorder
             session.train(

@@ -11,11 +11,10 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from asvrg import delays
-from experiments import checkpoints
+from experiments import replay, traces
 from tests import binaries, mpi_jobs
 
 pytestmark = pytest.mark.timeout(150)
@@ -30,9 +29,9 @@ def run(folder: Path, *arguments: str, ranks: int = 3, **launch) -> subprocess.C
 
 
 @pytest.mark.parametrize("launch", [{"fault_tolerant": True}, {"mpi": "mpich"}])
-def test_a_run_leaves_what_every_binary_leaves(launch, tmp_path: Path) -> None:
+def test_a_run_leaves_what_every_binary_leaves(launch, tmp_path: Path, capsys) -> None:
     done = run(
-        tmp_path, "--method=sgd_svrg", "--num_epochs=3", "--max_delay=4", "--save_trace", **launch
+        tmp_path, "--method=sgd_svrg", "--num_epochs=3", "--max_delay=4", "--record", **launch
     )
     assert done.returncode == 0, done.stderr
     rows = binaries.read_metrics(tmp_path)
@@ -42,16 +41,17 @@ def test_a_run_leaves_what_every_binary_leaves(launch, tmp_path: Path) -> None:
     assert [row["grad_evals"] for row in rows] == ["0", "500", "1600", "2700"]
     assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
     assert all(int(row["max_delay"]) <= 4 for row in rows)
-    with np.load(tmp_path / "trace.npz") as saved:
-        traces = checkpoints.unpack_traces(saved)
-    assert [int(delays.staleness(trace).max()) for trace in traces] == [
+    recorded = [epoch.trace for epoch in traces.load(tmp_path).epochs]
+    assert [int(delays.staleness(trace).max()) for trace in recorded] == [
         int(row["max_delay"]) for row in rows[1:]
     ]
-    assert all(len(trace.shards or ()) == 2 for trace in traces)
+    assert all(len(trace.shards or ()) == 2 for trace in recorded)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["job"]["num_workers"] == 2
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert done.stdout.count("training loss") == 1  # rank 0 alone prints
+    assert binaries.run(replay, f"--trace={tmp_path}") == 0
+    assert "equal to the bit   3 of 3 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,30 @@ def test_a_killed_worker_ends_mpich_and_the_same_command_resumes(tmp_path: Path)
     assert [int(row["epoch"]) for row in rows] == list(range(reached + 4))
 
 
+def test_a_run_that_outlived_a_worker_is_replayed_to_the_bit(tmp_path: Path, capsys) -> None:
+    victim: list[int] = []
+
+    def on_start(job: subprocess.Popen) -> None:
+        threading.Thread(target=kill_a_worker, args=(tmp_path, job, victim), daemon=True).start()
+
+    arguments = ["--num_epochs=30", "--inner_steps=200", "--record", "--delay_adaptive"]
+    done = run(tmp_path, *arguments, ranks=4, fault_tolerant=True, on_start=on_start)
+    assert done.returncode == 0, done.stderr
+    assert victim
+    shards = [epoch.trace.shards for epoch in traces.load(tmp_path).epochs]
+    sizes = [[len(shard.samples) for shard in each or ()] for each in shards]
+    assert sizes[0] == [34, 33, 33]
+    assert sizes[-1][0] == 0  # worker 0 is the victim
+    assert binaries.run(replay, f"--trace={tmp_path}") == 0
+    printed = capsys.readouterr().out
+    died_in_a_snapshot = "is not known of epochs" in printed
+    assert died_in_a_snapshot or "equal to the bit   30 of 30 epochs" in printed
+    workers = (tmp_path / "delays.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[0] for line in workers} == {"0", "1", "2"}
+
+
 def kill_a_worker(folder: Path, job: subprocess.Popen, victim: list[int]) -> None:
-    """Sends SIGKILL to a worker when three epochs are done."""
+    """Sends SIGKILL to the first worker when three epochs are done."""
     metrics = folder / "metrics.csv"
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -120,7 +142,7 @@ def kill_a_worker(folder: Path, job: subprocess.Popen, victim: list[int]) -> Non
     )[mpi_jobs.MARK]
     for pid in mpi_jobs.processes(mark):
         environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-        if "PMI_RANK=1" in environment:
+        if {"PMI_RANK=1", "OMPI_COMM_WORLD_RANK=1"}.intersection(environment):
             victim.append(pid)
             os.kill(pid, signal.SIGKILL)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +19,7 @@ import numpy as np
 import pytest
 
 from asvrg import delays
-from asvrg.types import Trace
-from experiments import problem, train_shared
+from experiments import problem, traces, train_shared
 from tests.binaries import SMALL, read_metrics, run, without_clock
 
 pytestmark = pytest.mark.timeout(180)
@@ -96,15 +97,28 @@ def test_every_mode_trains(tmp_path, flags):
         assert [row["max_delay"] for row in rows[1:]] == ["6"] * 3
 
 
-def test_saves_the_trace_and_tensorboard_events(tmp_path):
-    assert run(train_shared, *SMALL, "--save_trace", "--tensorboard", f"--out_dir={tmp_path}") == 0
-    with np.load(tmp_path / "trace.npz", allow_pickle=False) as saved:
-        assert saved["worker"].shape == (3, 50)
-        assert set(saved["worker"].ravel()) <= {0, 1}
-        for epoch, row in enumerate(read_metrics(tmp_path)[1:]):
-            trace = Trace(saved["worker"][epoch], saved["read_version"][epoch], sees_own=True)
-            delays.check(trace)
-            assert int(row["max_delay"]) == delays.staleness(trace).max()
+def test_records_the_trace_and_tensorboard_events(tmp_path, capsys):
+    assert run(train_shared, *SMALL, "--record", "--tensorboard", f"--out_dir={tmp_path}") == 0
+    recorded = traces.load(tmp_path)
+    rows = read_metrics(tmp_path)
+    counted = Counter()
+    for epoch, row in zip(recorded.epochs, rows[1:], strict=True):
+        tau = delays.staleness(epoch.trace)
+        assert len(tau) == 50
+        assert set(epoch.trace.worker) <= {0, 1}
+        assert int(row["max_delay"]) == tau.max()
+        counted.update(zip(epoch.trace.worker.tolist(), tau.tolist(), strict=True))
+    with open(tmp_path / "delays.csv", newline="") as file:
+        listed = {
+            (int(row["worker"]), int(row["delay"])): int(row["updates"])
+            for row in csv.DictReader(file)
+        }
+    assert listed == counted
+    assert recorded.header.config == json.loads((tmp_path / "config.json").read_text())
+    summary = capsys.readouterr().out
+    for worker in set(recorded.epochs[0].trace.worker):
+        updates = sum(count for (k, _), count in counted.items() if k == worker)
+        assert re.search(rf"^  worker {worker} +mean .*, {updates} updates$", summary, re.MULTILINE)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
 
@@ -135,6 +149,8 @@ BAD_FLAGS = [
     (["--method=sgd_svrg", "--pretrain_epochs=3"], "must exceed --pretrain_epochs, got 3 and 3."),
     (["--write=lock_free"], "--write=lock_free needs --read=inconsistent or view"),
     (["--delays=uniform"], "--delays belongs to --driver=simulate"),
+    (["--max_delay=-1"], "--max_delay must be a whole number of at least 0, got -1"),
+    (["--driver=simulate", "--max_delay=3"], "--max_delay belongs to --driver=threads"),
     (["--driver=simulate", "--read=view"], "--read belongs to --driver=threads"),
     (["--driver=simulate", "--delay=3"], "--delay belongs to --delays=constant or uniform"),
     (["--num_epoch=3"], "num_epoch"),
@@ -225,7 +241,7 @@ def test_interrupt_while_xla_compiles_is_no_crash(tmp_path):
 
 
 def delays_in(summary: str) -> list[str]:
-    return [line for line in summary.splitlines() if line.startswith("delays")]
+    return [line for line in summary.splitlines() if line.startswith(("delays", "  worker"))]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +255,7 @@ def delays_in(summary: str) -> list[str]:
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     tmp_path, monkeypatch, capsys, reached, flags
 ):
-    arguments = [*SMALL, "--save_trace", *flags]
+    arguments = [*SMALL, "--record", *flags]
     assert run(train_shared, *arguments, f"--out_dir={tmp_path}/whole") == 0
     undisturbed = delays_in(capsys.readouterr().out)
 
@@ -262,12 +278,13 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert without_clock(whole) == without_clock(parts)
     seconds = [float(row["seconds"]) for row in parts]
     assert seconds == sorted(seconds)
-    with (
-        np.load(tmp_path / "whole" / "trace.npz", allow_pickle=False) as one,
-        np.load(tmp_path / "parts" / "trace.npz", allow_pickle=False) as two,
-    ):
-        for name in set(one) - {"config"}:
-            np.testing.assert_array_equal(one[name], two[name])
+    one, two = traces.load(tmp_path / "whole"), traces.load(tmp_path / "parts")
+    for a, b in zip(one.epochs, two.epochs, strict=True):
+        untimed = [epoch._replace(trace=epoch.trace._replace(times=None)) for epoch in (a, b)]
+        np.testing.assert_equal(untimed[0], untimed[1])
+    assert one.last_x.tobytes() == two.last_x.tobytes()
+    csvs = [(tmp_path / name / "delays.csv").read_text() for name in ("whole", "parts")]
+    assert csvs[0] == csvs[1]
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):

@@ -1,0 +1,195 @@
+"""Where a prediction's real runs come from: threads, the MPI job at hand, or records of runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from asvrg import estimators, threads
+from asvrg.drivers import mpi
+from asvrg.errors import InputError, check_count
+from asvrg.sampling import Sampler
+from asvrg.types import Driver
+from experiments import (
+    iterations,
+    launch,
+    methods,
+    problem,
+    replay,
+    short_runs,
+    train_distributed,
+    train_shared,
+)
+from experiments.methods import Phase, Step
+from experiments.problem import Problem
+from experiments.short_runs import Run
+
+ESTIMATORS = {"sgd": estimators.sgd, "svrg": estimators.svrg}
+
+
+class Source(NamedTuple):
+    """Real runs, and what they were runs of.
+
+    Attributes:
+      name: for titles.
+      problem: what was minimised.
+      sampler: of the draws.
+      phase: the estimator, its steps, and the epochs of a run.
+      inner_steps: m.
+      processes: whether the workers are processes of MPI rather than threads.
+      cores: of the machine; None if every worker had one of its own.
+      runs: by rising K, at least one.
+    """
+
+    name: str
+    problem: Problem
+    sampler: Sampler
+    phase: Phase
+    inner_steps: int
+    processes: bool
+    cores: int | None
+    runs: list[Run]
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises InputError unless the flags belong together."""
+    if values.method == "sgd_svrg":
+        raise InputError("--method must be sgd or svrg here, got sgd_svrg.")
+    job = started_by_mpiexec(os.environ)
+    if job and values.runs is not None:
+        raise InputError("--runs must be left out under mpiexec, where the job is measured.")
+    for name in ("workers", "block_size", "read_period"):
+        if launch.given(values, name) and (job or values.runs is not None):
+            raise InputError(f"--{name} belongs to runs with threads, got --{name} without them.")
+
+
+def started_by_mpiexec(environment: os._Environ[str]) -> bool:
+    """Whether Open MPI's or MPICH's mpiexec, or Slurm's srun --mpi, started this process."""
+    return any(name in environment for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"))
+
+
+def from_flags(values: flags.FlagValues) -> Source | None:
+    """Measures, or reads, what the flags describe.
+
+    Args:
+      values: parsed, with the flags of `predict_speedup`.
+
+    Returns:
+      A Source; None on the workers of an MPI job.
+
+    Raises:
+      InputError: a flag's value is not accepted, or a recorded run cannot be used.
+    """
+    if values.runs is not None:
+        return _recorded(values)
+    in_job = started_by_mpiexec(os.environ)
+    tuned = (train_distributed if in_job else train_shared).TUNED
+    (phase,) = methods.phases(values, tuned[values.dataset])
+    problem_ = problem.from_flags(values)
+    name = f"{values.dataset}-{values.method}"
+    cores = _cores(values, len(os.sched_getaffinity(0)))
+    if in_job:
+        sampler = iterations.make_sampler(values, problem_)
+        run = _measure_job(values, problem_, sampler, phase)
+        if run is None:
+            return None
+        return Source(
+            f"{name}, MPI", problem_, sampler, phase, values.inner_steps, True, cores, [run]
+        )
+    dim = problem_.objective.dim
+    block_size = min(1_000, dim) if values.block_size is None else values.block_size
+    check_count("--block_size", block_size, least=0, most=dim)
+    sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
+    asked = [1, len(os.sched_getaffinity(0))] if values.workers is None else values.workers
+    workers = counts("--workers", asked)
+
+    def driver(num_threads: int) -> Driver:
+        return threads.driver(
+            phase.make_estimator(problem_.objective),
+            problem_.train,
+            sampler,
+            inner_steps=values.inner_steps,
+            num_threads=num_threads,
+            read_period=values.read_period,
+        )
+
+    runs = short_runs.in_turn(
+        {k: driver(k) for k in workers}, problem_, phase, rounds=values.rounds
+    )
+    return Source(
+        f"{name}, threads", problem_, sampler, phase, values.inner_steps, False, cores, list(runs)
+    )
+
+
+def _measure_job(
+    values: flags.FlagValues, problem_: Problem, sampler: Sampler, phase: Phase
+) -> Run | None:
+    """The Run of this MPI job; None on its workers."""
+    launch.configure_mpi(os.environ)
+    job = mpi.connect()
+    estimator = phase.make_estimator(problem_.objective)
+    if not job.is_server:
+        with mpi.reporting(job):
+            mpi.work(job, [estimator], problem_.train, sampler, dtype=values.dtype)
+        return None
+    with mpi.serve(job, sampler, dtype=values.dtype) as serving:
+        driver = mpi.driver(serving, estimator, inner_steps=values.inner_steps)
+        (run,) = short_runs.in_turn(
+            {job.num_workers: driver}, problem_, phase, rounds=values.rounds
+        )
+    return run
+
+
+def _recorded(values: flags.FlagValues) -> Source:
+    """The runs that were recorded."""
+    found = [short_runs.recorded(path) for path in values.runs]
+    header = found[0][0]
+    own = ("out_dir", "data_dir", "num_threads", "checkpoint_seconds", "tensorboard", "num_epochs")
+    given = header.config["flags"]
+    for path, (other, _) in zip(values.runs, found, strict=True):
+        others = other.config["flags"]
+        differing = sorted(
+            name for name in given if name not in own and others.get(name) != given[name]
+        )
+        if other.config["program"] != header.config["program"] or differing:
+            what = ", ".join(f"--{name}" for name in differing) or "another program"
+            raise InputError(f"--runs must differ in K alone, got {path} with {what}.")
+    if given["method"] == "sgd_svrg":
+        raise InputError("--runs must be of --method=sgd or svrg, got sgd_svrg.")
+    step = Step(**header.config["resolved"]["steps"][0])
+    num_epochs = min(len(run.traces) for _, run in found)
+    if launch.given(values, "num_epochs"):
+        num_epochs = check_count("--num_epochs", values.num_epochs)
+    phase = Phase(ESTIMATORS[given["method"]], step, num_epochs)
+    by_workers = {run.num_workers: run for _, run in found}
+    if len(by_workers) < len(found):
+        raise InputError("--runs must have a different K each, got the same twice.")
+    return Source(
+        f"{given['dataset']}-{given['method']}, {header.config['program']}",
+        replay.make_problem(header, values.data_dir),
+        replay.make_sampler(header),
+        phase,
+        header.inner_steps,
+        header.config["program"] == "train_distributed",
+        _cores(values, header.config["machine"]["cores"]),
+        [by_workers[k] for k in sorted(by_workers)],
+    )
+
+
+def _cores(values: flags.FlagValues, here: int) -> int | None:
+    return here if values.cores is None else values.cores or None
+
+
+def counts(name: str, entries: Sequence[object]) -> list[int]:
+    """The numbers of workers that a flag lists, rising, each once."""
+    found = {
+        check_count(
+            f"every entry of {name}",
+            int(entry) if isinstance(entry, str) and entry.strip().isdecimal() else entry,
+        )
+        for entry in entries
+    }
+    return sorted(found)

@@ -1,0 +1,181 @@
+"""Holds the paper's theorems against runs on smooth non-convex problems, with simulated delays.
+
+    python -m experiments.theorems --out_dir=FOLDER
+
+Two problems: a network with tanh (its L is estimated from below, so what is under the bound is
+evidence, not proof), and logistic regression with the non-convex regulariser
+sum_j w_j^2 / (1 + w_j^2), for which L is known. Inputs are divided by their length. In the folder:
+bounds.csv (both sides of (12) and (19)), rates.csv and slopes.csv (SVRG beside SGD), delays.csv
+(inside of Theorem 3 and beyond), theorems.png and config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from absl import flags
+
+from asvrg.errors import InputError, check_count, check_real
+from experiments import (
+    launch,
+    problem,
+    provenance,
+    recording,
+    smooth_problems,
+    tables,
+    theorem_studies,
+    theory_figures,
+)
+from experiments.smooth_problems import Smooth
+from experiments.theorem_studies import BoundRow, DelayRow, SlopeRow
+
+BOUNDS, RATES, SLOPES, DELAYS = "bounds.csv", "rates.csv", "slopes.csv", "delays.csv"
+FIGURE = "theorems.png"
+PROBLEMS = ("logistic", "network")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds all flags of this binary."""
+    flags.DEFINE_multi_enum(
+        "problem", list(PROBLEMS), PROBLEMS, "What to run; can be repeated.", flag_values=values
+    )
+    problem.define_flags(values, hidden=8, l2=3e-2)
+    values.set_default("activation", "tanh")
+    values.set_default("dtype", "float64")
+    flags.DEFINE_float("weight", 0.1, "Of the logistic problem's regulariser.", flag_values=values)
+    flags.DEFINE_integer("num_seeds", 5, "Runs of each case, with other draws.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_updates", 16_000, "T of the rates; an eighth of it for bounds.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_singles", 300, "Samples whose L is estimated, at most n.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out_dir",
+        None,
+        "Folder for the results. Default: a new one under runs/.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the studies, prints their outcome, and writes csv, png and json."""
+    if values.activation != "tanh":
+        raise InputError(
+            "--activation must be tanh, got relu: with its kinks there is no L, and no theorem."
+        )
+    for name in ("num_seeds", "num_updates", "num_singles"):
+        check_count(f"--{name}", values[name].value)
+    check_real("--weight", values.weight, above=True)
+    smooth = make_problems(values)
+    folder = recording.claim_folder(values.out_dir, "theorems", holds=BOUNDS)
+    seeds = range(values.seed, values.seed + values.num_seeds)
+    bounds, rates, slopes, delays = [], [], [], []
+    for each in smooth:
+        bounds += theorem_studies.bounds(each, seeds, max(1, values.num_updates // 8))
+        of_rates, of_slopes = theorem_studies.rates(each, seeds[:3], values.num_updates)
+        rates += of_rates
+        slopes += of_slopes
+        delays += theorem_studies.delay_effects(each, seeds[:1])
+        launch.raise_if_interrupted()
+    resolved = {
+        each.name: {
+            "smoothness": each.smoothness,
+            "proven": each.proven,
+            "gap": each.gap,
+            "curvature at x0": each.curvature,
+            "dim": each.objective.dim,
+            "num_train": len(each.data[1]),
+        }
+        for each in smooth
+    }
+    recording.write_config(folder, provenance.describe(values, resolved))
+    for name, rows in ((BOUNDS, bounds), (RATES, rates), (SLOPES, slopes), (DELAYS, delays)):
+        tables.write_csv(folder / name, rows)
+    labels = {each.name: _label(each, values.dataset) for each in smooth}
+    theory_figures.draw_theorems(folder / FIGURE, bounds, rates, slopes, delays, labels)
+    print(summary(bounds, slopes, delays))
+    print(f"\nresults  {folder}")
+    return 0
+
+
+def make_problems(values: flags.FlagValues) -> list[Smooth]:
+    """The problems that the flags describe.
+
+    Args:
+      values: parsed, with this binary's flags.
+
+    Returns:
+      The logistic problem, the network, or both.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    problem_ = problem.from_flags(values)
+    inputs, labels = problem_.train
+    inputs = smooth_problems.of_length_1(inputs)
+    found = []
+    if "logistic" in values.problem:
+        upper = labels > jnp.median(labels).astype(labels.dtype)
+        signs = jnp.where(upper, jnp.ones((), inputs.dtype), -jnp.ones((), inputs.dtype))
+        found.append(
+            smooth_problems.logistic(inputs, signs, weight=values.weight, seed=values.seed)
+        )
+    if "network" in values.problem:
+        found.append(
+            smooth_problems.network(
+                problem_.objective,
+                problem_.x0,
+                inputs,
+                labels,
+                num_singles=min(values.num_singles, len(labels)),
+            )
+        )
+    return found
+
+
+def summary(
+    bounds: Sequence[BoundRow], slopes: Sequence[SlopeRow], delays: Sequence[DelayRow]
+) -> str:
+    """The outcome in lines of text.
+
+    Args:
+      bounds: rows of bounds.csv.
+      slopes: rows of slopes.csv.
+      delays: rows of delays.csv.
+
+    Returns:
+      Three tables.
+    """
+    lines = ["(12), (19): average of ||grad f||^2 over all updates, mean and largest of the seeds"]
+    last: dict[Any, BoundRow] = {(row.problem, row.theorem, row.u0): row for row in bounds}
+    for row in last.values():
+        lines.append(
+            f"  {row.problem:<13} Theorem {row.theorem}, u0 {row.u0:g}, b {row.batch_size:<2} eta "
+            f"{row.lr:.2e}, m {row.inner_steps:<5} delay {row.delay:<3} (admitted "
+            f"{row.admissible_delay}, proven {row.tolerated_delay}), T {row.updates}: "
+            f"{row.mean:.3e}, {row.largest:.3e}; bound {row.bound:.3e}, "
+            f"{row.bound / row.mean:.1f} times the mean"
+        )
+    lines.append("\nslope of the running average in log-log, over the last decade and half of T")
+    for each in slopes:
+        lines.append(
+            f"  {each.problem:<13} {each.method:<19} {each.last_decade:6.2f} {each.last_half:6.2f}"
+        )
+    lines.append("\naverage with a delay of every update, over that without")
+    for at in sorted({(row.problem, row.lr_factor) for row in delays}):
+        of = [row for row in delays if (row.problem, row.lr_factor) == at]
+        entries = [f"{row.delay}{'' if row.holds else '*'}: {row.ratio:.3g}" for row in of]
+        lines.append(f"  {at[0]:<13} {at[1]:>3} x eta  " + ", ".join(entries))
+    return "\n".join([*lines, "  * beyond Theorem 3"])
+
+
+def _label(each: Smooth, dataset: str) -> str:
+    kind = "L" if each.proven else "L (estimated)"
+    return f"{each.name}, {dataset}, d {each.objective.dim}, {kind} {each.smoothness:.3g}"
+
+
+if __name__ == "__main__":
+    launch.start(main, define_flags)
