@@ -24,21 +24,11 @@ from asvrg import delays, virtual_clock
 from asvrg.drivers import mpi
 from asvrg.errors import check_count, check_real
 from asvrg.virtual_clock import Cluster, Network
-from experiments import (
-    iterations,
-    launch,
-    methods,
-    predictions,
-    problem,
-    provenance,
-    recording,
-    short_runs,
-    speedup_results,
-    speedup_sources,
-)
-from experiments.predictions import BEYOND, MEASURED, SIMULATED, Curve, Speed
-from experiments.speedup_results import Delays, Results
-from experiments.speedup_sources import Source
+from experiments import iterations, launch, methods, problem, provenance, recording
+from experiments.speedup import outputs, predictions, short_runs, sources
+from experiments.speedup.outputs import Delays, Results
+from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve, Speed
+from experiments.speedup.sources import Source
 
 WORKERS_BEYOND = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1_000, 10_000)
 WORKERS_REPLAYED = (1, 2, 8, 32)
@@ -122,8 +112,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Measures, predicts, and leaves csv files, config.json and speedup.png in --out_dir."""
-    beyond = speedup_sources.counts("--beyond", values.beyond)
-    replayed = [] if values.replay == ["0"] else speedup_sources.counts("--replay", values.replay)
+    beyond = sources.counts("--beyond", values.beyond)
+    replayed = [] if values.replay == ["0"] else sources.counts("--replay", values.replay)
     check_count("--rounds", values.rounds)
     check_count("--inner_steps", values.inner_steps)
     check_count("--read_period", values.read_period)
@@ -132,20 +122,18 @@ def main(values: flags.FlagValues) -> int:
     check_real("--latency", values.latency)
     if values.bandwidth is not None:
         check_real("--bandwidth", values.bandwidth, above=True)
-    speedup_sources.check_flags(values)
+    sources.check_flags(values)
     folder = None
     if launch.is_first_rank(os.environ):
-        folder = recording.claim_folder(
-            values.out_dir, "predict_speedup", holds=speedup_results.SPEEDS
-        )
-    source = speedup_sources.from_flags(values)
+        folder = recording.claim_folder(values.out_dir, "predict_speedup", holds=outputs.SPEEDS)
+    source = sources.from_flags(values)
     if source is None:
         return 0  # a worker of an MPI job
     assert folder is not None
     results = _predict(source, beyond, replayed, _network(values, source), values.seed)
     config = provenance.describe(values, _describe(source, results))
-    speedup_results.write(folder, results, config)
-    print(speedup_results.summary(folder, results))
+    outputs.write(folder, results, config)
+    print(outputs.summary(folder, results))
     return 0
 
 

@@ -18,18 +18,10 @@ import jax.numpy as jnp
 from absl import flags
 
 from asvrg.errors import InputError, check_count, check_real
-from experiments import (
-    launch,
-    problem,
-    provenance,
-    recording,
-    smooth_problems,
-    tables,
-    theorem_studies,
-    theory_figures,
-)
-from experiments.smooth_problems import Smooth
-from experiments.theorem_studies import BoundRow, DelayRow, SlopeRow
+from experiments import launch, problem, provenance, recording, tables
+from experiments.theory import drawing, smooth_problems, studies
+from experiments.theory.smooth_problems import Smooth
+from experiments.theory.studies import BoundRow, DelayRow, SlopeRow
 
 BOUNDS, RATES, SLOPES, DELAYS = "bounds.csv", "rates.csv", "slopes.csv", "delays.csv"
 FIGURE = "theorems.png"
@@ -74,11 +66,11 @@ def main(values: flags.FlagValues) -> int:
     seeds = range(values.seed, values.seed + values.num_seeds)
     bounds, rates, slopes, delays = [], [], [], []
     for each in smooth:
-        bounds += theorem_studies.bounds(each, seeds, max(1, values.num_updates // 8))
-        of_rates, of_slopes = theorem_studies.rates(each, seeds[:3], values.num_updates)
+        bounds += studies.bounds(each, seeds, max(1, values.num_updates // 8))
+        of_rates, of_slopes = studies.rates(each, seeds[:3], values.num_updates)
         rates += of_rates
         slopes += of_slopes
-        delays += theorem_studies.delay_effects(each, seeds[:1])
+        delays += studies.delay_effects(each, seeds[:1])
         launch.raise_if_interrupted()
     resolved = {
         each.name: {
@@ -95,7 +87,7 @@ def main(values: flags.FlagValues) -> int:
     for name, rows in ((BOUNDS, bounds), (RATES, rates), (SLOPES, slopes), (DELAYS, delays)):
         tables.write_csv(folder / name, rows)
     labels = {each.name: _label(each, values.dataset) for each in smooth}
-    theory_figures.draw_theorems(folder / FIGURE, bounds, rates, slopes, delays, labels)
+    drawing.draw_theorems(folder / FIGURE, bounds, rates, slopes, delays, labels)
     print(summary(bounds, slopes, delays))
     print(f"\nresults  {folder}")
     return 0

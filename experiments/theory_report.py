@@ -22,20 +22,11 @@ from absl import flags
 from asvrg import theory
 from asvrg.errors import InputError, check_count, check_real
 from asvrg.theory import Choice
-from experiments import (
-    iterations,
-    launch,
-    problem,
-    provenance,
-    recording,
-    tables,
-    theory_figures,
-    theory_measure,
-    theory_verdict,
-)
+from experiments import iterations, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
-from experiments.theory_measure import Measured
-from experiments.theory_verdict import Findings
+from experiments.theory import drawing, judging, measuring
+from experiments.theory.judging import Findings
+from experiments.theory.measuring import Measured
 
 EPOCHS, SMOOTHNESS, FIGURE = "epochs.csv", "smoothness.csv", "theory.png"
 DRIVERS = ("simulate", "threads")
@@ -99,21 +90,21 @@ def main(values: flags.FlagValues) -> int:
         folder = recording.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
         measured = _own_run(values, problem_)
     else:
-        problem_, measured, described = theory_measure.recorded_run(
+        problem_, measured, described = measuring.recorded_run(
             Path(values.run_dir), values.data_dir
         )
         folder = recording.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
     if described["activation"] == "relu":
         measured.uncovered.insert(0, KINKS)
     num_singles = min(values.num_singles, measured.num_samples)
-    estimates = theory_measure.curvatures(problem_, measured.points, num_singles, values.seed)
-    findings = theory_verdict.judge(measured, estimates, values.u0, values.alpha)
+    estimates = measuring.curvatures(problem_, measured.points, num_singles, values.seed)
+    findings = judging.judge(measured, estimates, values.u0, values.alpha)
     text = report(measured, findings, _network(described, problem_))
     resolved = _resolved(measured, findings)
     recording.write_config(folder, provenance.describe(values, resolved))
     tables.write_csv(folder / EPOCHS, measured.rows)
     tables.write_csv(folder / SMOOTHNESS, estimates)
-    theory_figures.draw_report(
+    drawing.draw_report(
         folder / FIGURE,
         measured.rows,
         findings.setting,
@@ -212,9 +203,7 @@ def _own_run(values: flags.FlagValues, problem_: Problem) -> Measured:
     num_singles = min(values.num_singles, sampler.num_samples)
     lr, inner_steps = values.lr, values.inner_steps
     if lr is None or inner_steps is None:
-        at_start = theory_measure.curvatures(
-            problem_, {"x^0": problem_.x0}, num_singles, values.seed
-        )
+        at_start = measuring.curvatures(problem_, {"x^0": problem_.x0}, num_singles, values.seed)
         choice = Choice(
             values.u0,
             sampler.batch_size,
@@ -230,7 +219,7 @@ def _own_run(values: flags.FlagValues, problem_: Problem) -> Measured:
                 "--u0 must be small enough that m = d n^alpha / (6 u0 b B) is at least 1, got "
                 f"{values.u0} with b = {sampler.batch_size} and n = {sampler.num_samples}."
             )
-    return theory_measure.own_run(
+    return measuring.own_run(
         problem_,
         sampler,
         lr=lr,

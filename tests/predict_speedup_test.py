@@ -14,11 +14,12 @@ from asvrg.durations import constant, exponential
 from asvrg.errors import InputError
 from asvrg.types import Trace
 from asvrg.virtual_clock import Cluster
-from experiments import predict_speedup, predictions, short_runs, train_shared
+from experiments import predict_speedup, train_shared
 from experiments.methods import Phase, Step
-from experiments.predictions import BEYOND, MEASURED, SIMULATED, Curve
 from experiments.problem import Problem
-from experiments.short_runs import Run
+from experiments.speedup import predictions, short_runs
+from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve
+from experiments.speedup.short_runs import Run
 from tests import problems
 from tests.binaries import SMALL, run
 

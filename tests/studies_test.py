@@ -11,8 +11,8 @@ import pytest
 from asvrg import sampling, theory
 from asvrg.errors import InputError
 from asvrg.theory import Choice, Setting
-from experiments import smooth_problems, theorem_studies
-from experiments.smooth_problems import Smooth
+from experiments.theory import smooth_problems, studies
+from experiments.theory.smooth_problems import Smooth
 
 WEIGHT = 0.1
 
@@ -54,9 +54,9 @@ def average_by_numpy(problem: Smooth, setting: Setting, num_epochs: int, seed: i
 
 def test_the_averages_are_those_of_the_algorithm():
     problem = logistic()
-    rows = [row for row in theorem_studies.bounds(problem, [4], 200) if row.theorem == 4]
+    rows = [row for row in studies.bounds(problem, [4], 200) if row.theorem == 4]
     last = {row.u0: row for row in rows}
-    for u0, batch_size, alpha in (theorem_studies.CAUTIOUS, theorem_studies.BOLD):
+    for u0, batch_size, alpha in (studies.CAUTIOUS, studies.BOLD):
         row = last[u0]
         setting = theory.theorem_setting(Choice(u0, batch_size, 1_500, alpha), problem.smoothness)
         setting = setting._replace(max_delay=row.delay)
@@ -68,7 +68,7 @@ def test_the_averages_are_those_of_the_algorithm():
 
 
 def test_the_left_hand_sides_of_12_and_19_stay_under_their_bounds():
-    rows = theorem_studies.bounds(logistic(), range(3), 600)
+    rows = studies.bounds(logistic(), range(3), 600)
     assert {(row.theorem, row.delay > 0) for row in rows} == {(4, True), (2, True)}
     assert all(row.mean <= row.largest * (1 + 1e-12) < row.bound < np.inf for row in rows)
     # With the paper's own delay where it admits one, and with one that Theorem 1 or 3 bears.
@@ -80,7 +80,7 @@ def test_the_left_hand_sides_of_12_and_19_stay_under_their_bounds():
 
 
 def test_svrg_falls_like_1_over_t_and_sgd_slower():
-    rows, slopes = theorem_studies.rates(logistic(), range(3), 3_000)
+    rows, slopes = studies.rates(logistic(), range(3), 3_000)
     svrg, *others = slopes
     (last,) = (row for row in rows if row.method == "svrg" and row.updates == 3_000)
     assert last.delay > 0
@@ -94,7 +94,7 @@ def test_svrg_falls_like_1_over_t_and_sgd_slower():
 
 
 def test_delays_hardly_matter_inside_of_the_theorem_and_do_far_beyond():
-    rows = theorem_studies.delay_effects(logistic(), range(1))
+    rows = studies.delay_effects(logistic(), range(1))
     inside = [row for row in rows if row.holds]
     assert {row.delay for row in inside if row.lr_factor == 1} == {
         row.delay for row in rows
@@ -136,4 +136,4 @@ def test_the_logistic_problem_is_not_convex_and_its_gradient_is_right():
 )
 def test_too_few_samples_for_an_inner_loop_are_refused(num_samples: int, sentence: str):
     with pytest.raises(InputError, match=f"--num_train must be so many samples {sentence}"):
-        theorem_studies.rates(logistic(num_samples), range(1), 10)
+        studies.rates(logistic(num_samples), range(1), 10)

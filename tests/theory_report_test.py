@@ -16,9 +16,10 @@ from asvrg import delays, estimators, objectives, sampling, theory
 from asvrg.drivers import simulate
 from asvrg.errors import InputError
 from asvrg.theory import Choice, Setting
-from experiments import problem, theory_measure, theory_report, theory_verdict, train_shared
+from experiments import problem, theory_report, train_shared
 from experiments.problem import Problem
-from experiments.theory_measure import Curvature, EpochRow, Measured
+from experiments.theory import judging, measuring
+from experiments.theory.measuring import Curvature, EpochRow, Measured
 from tests.binaries import read_metrics, run
 from tests.theorems_test import read
 
@@ -161,7 +162,7 @@ def test_verdicts():
     estimates = [Curvature("x^0", "f", 0.5), Curvature("x^0", "3 f_i", 1.0)]
 
     def verdict(run_: Measured) -> str:
-        return theory_verdict.judge(run_, estimates, 0.1, 2 / 3).verdict
+        return judging.judge(run_, estimates, 0.1, 2 / 3).verdict
 
     assert "holds for this run if L is no larger: its longest delay, 5, is" in verdict(measured())
     late = measured(rows=[EpochRow(0, 50, 2.0, 1.0, 41)])
@@ -170,7 +171,7 @@ def test_verdicts():
     assert "whatever its delays: its eta is 50 times the suggested one" in large
     decays = verdict(measured(uncovered=["its step decays", "it is SGD's"]))
     assert decays == "no theorem covers this run: its step decays; and it is SGD's."
-    found = theory_verdict.judge(measured(), estimates, 0.1, 2 / 3)
+    found = judging.judge(measured(), estimates, 0.1, 2 / 3)
     setting = Setting(0.01, 1.0, 10, 10, 5)
     assert found.predicted == float(theory.bound(setting, 2.0, 20))
     assert found.measured == 0.75
@@ -241,4 +242,4 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path, damage):
             writer.writerow([0, 0, 1.0, 1.0, 0])
     sentence = "--run_dir must (be a folder with the config.json|hold a run with an epoch)"
     with pytest.raises(InputError, match=sentence):
-        theory_measure.recorded_run(Path(tmp_path), None)
+        measuring.recorded_run(Path(tmp_path), None)

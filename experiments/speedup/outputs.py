@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import files, recording
-from experiments.predictions import BEYOND, MEASURED, SIMULATED, Curve, Reached, Speed
-from experiments.short_runs import Calibration
+from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve, Reached, Speed
+from experiments.speedup.short_runs import Calibration
 
 SPEEDS, CURVES, REACHED, HISTOGRAMS, FIGURE = (
     "speedup.csv",

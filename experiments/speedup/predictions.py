@@ -14,10 +14,10 @@ from asvrg.errors import DivergedError
 from asvrg.sampling import Sampler
 from asvrg.types import Trace
 from asvrg.virtual_clock import Cluster, Network
-from experiments import short_runs
 from experiments.methods import Phase
 from experiments.problem import Problem
-from experiments.short_runs import Calibration
+from experiments.speedup import short_runs
+from experiments.speedup.short_runs import Calibration
 
 # Kinds of lines and curves: of real runs, of the same runs in the virtual clock, and of runs there
 # with a core for each worker, which this machine need not have.

@@ -19,13 +19,13 @@ from experiments import (
     methods,
     problem,
     replay,
-    short_runs,
     train_distributed,
     train_shared,
 )
 from experiments.methods import Phase, Step
 from experiments.problem import Problem
-from experiments.short_runs import Run
+from experiments.speedup import short_runs
+from experiments.speedup.short_runs import Run
 
 ESTIMATORS = {"sgd": estimators.sgd, "svrg": estimators.svrg}
 

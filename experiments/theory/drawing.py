@@ -13,8 +13,8 @@ from asvrg import theory
 from asvrg.theory import Setting
 from experiments.figures import BLUE, ORANGE
 from experiments.files import write_whole
-from experiments.theorem_studies import BoundRow, DelayRow, RateRow, SlopeRow
-from experiments.theory_measure import EpochRow
+from experiments.theory.measuring import EpochRow
+from experiments.theory.studies import BoundRow, DelayRow, RateRow, SlopeRow
 
 # Okabe and Ito (2008), as the two others.
 GREEN, PURPLE, BLACK = "#009e73", "#cc79a7", "#000000"

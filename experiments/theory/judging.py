@@ -9,7 +9,7 @@ import numpy as np
 
 from asvrg import theory
 from asvrg.theory import Choice, Setting
-from experiments.theory_measure import Curvature, Measured
+from experiments.theory.measuring import Curvature, Measured
 
 
 class Findings(NamedTuple):

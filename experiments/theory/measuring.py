@@ -15,8 +15,9 @@ from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Trace
-from experiments import checkpoints, problem, recording, smooth_problems
+from experiments import checkpoints, problem, recording
 from experiments.problem import Problem
+from experiments.theory import smooth_problems
 
 MAX_POINTS = 3  # of an own run at which L is estimated
 

@@ -11,7 +11,7 @@ from asvrg.drivers import simulate
 from asvrg.estimators import Estimator
 from asvrg.schedules import Schedule
 from asvrg.types import Trace
-from experiments.smooth_problems import Smooth
+from experiments.theory.smooth_problems import Smooth
 
 POINTS = 60  # of a curve
 

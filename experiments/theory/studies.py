@@ -14,8 +14,8 @@ from asvrg.errors import InputError
 from asvrg.estimators import Estimator
 from asvrg.schedules import Schedule
 from asvrg.theory import Choice, Setting
-from experiments import running_averages
-from experiments.smooth_problems import Smooth
+from experiments.theory import running_averages
+from experiments.theory.smooth_problems import Smooth
 
 CAUTIOUS = (0.05, 1, 2 / 3)  # u0, b and alpha with which (13) and (20) admit delays
 BOLD = (0.4, 1, 1 / 3)  # a longer step, also that of the rates, and a shorter inner loop

@@ -1,0 +1,1 @@
+"""The theory held against runs: what `theory_report` and `theorems` are made of."""
