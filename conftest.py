@@ -1,5 +1,8 @@
 """Strict JAX for every test and doctest, set before the first import of jax.
 
+What one test has compiled serves the others, of this run alone: many of them train the same small
+network, and a third of their time would go to compiling it again.
+
 One thread for each computation, and no thread of XLA's own between a caller and its result: the
 tests then measure nothing but the code, and Python threads that call jitted functions still run
 side by side. On the CPU, jax reads the size of its thread pools from NPROC.
@@ -8,6 +11,7 @@ side by side. On the CPU, jax reads the size of its thread pools from NPROC.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("NPROC", "1")
@@ -18,6 +22,9 @@ import jax
 import pytest
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+_compiled = tempfile.TemporaryDirectory(prefix="asvrg-compiled-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -5,6 +5,7 @@ Functions in, deltas out: one pure step says what to add to x and where; a drive
 
 from asvrg import (
     delays,
+    durations,
     estimators,
     mlp,
     objectives,
@@ -13,6 +14,7 @@ from asvrg import (
     steps,
     theory,
     training,
+    virtual_clock,
 )
 from asvrg.drivers import simulate, threads
 from asvrg.errors import DivergedError, InputError
@@ -41,6 +43,7 @@ __all__ = [
     "Times",
     "Trace",
     "delays",
+    "durations",
     "estimators",
     "mlp",
     "objectives",
@@ -53,4 +56,5 @@ __all__ = [
     "theory",
     "threads",
     "training",
+    "virtual_clock",
 ]

@@ -102,18 +102,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "messages take the time that they took when measured.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "out_dir",
-        None,
-        "Folder for the results. Default: a new one under runs/.",
-        flag_values=values,
-    )
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
     """Measures, predicts, and leaves csv files, config.json and speedup.png in --out_dir."""
-    beyond = sources.counts("--beyond", values.beyond)
-    replayed = [] if values.replay == ["0"] else sources.counts("--replay", values.replay)
+    beyond = sorted(set(launch.counts(values, "beyond")))
+    replayed = [] if values.replay == ["0"] else sorted(set(launch.counts(values, "replay")))
     check_count("--rounds", values.rounds)
     check_count("--inner_steps", values.inner_steps)
     check_count("--read_period", values.read_period)

@@ -63,14 +63,19 @@ def row(state: EpochResult, evaluation: Evaluation) -> Row:
     )
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Adds the flags of what is written where."""
+def define_out_dir(values: flags.FlagValues) -> None:
+    """Adds --out_dir, from which `claim_folder` makes a folder."""
     flags.DEFINE_string(
         "out_dir",
         None,
         "Folder for the results. Default: a new one under runs/.",
         flag_values=values,
     )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of what is written where."""
+    define_out_dir(values)
     flags.DEFINE_bool(
         "record",
         False,

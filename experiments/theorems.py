@@ -44,12 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "num_singles", 300, "Samples whose L is estimated, at most n.", flag_values=values
     )
-    flags.DEFINE_string(
-        "out_dir",
-        None,
-        "Folder for the results. Default: a new one under runs/.",
-        flag_values=values,
-    )
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:

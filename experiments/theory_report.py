@@ -73,12 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Folder of a run of train_shared or train_distributed, in place of a run of its own.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "out_dir",
-        None,
-        "Folder for the results. Default: a new one under runs/.",
-        flag_values=values,
-    )
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:

@@ -155,7 +155,10 @@ def from_the_future(found, arrays) -> None:
         (set_array(worker=np.zeros(M)), "whole numbers"),
         (set_array(scale=np.ones(3)), "trace.scale must have a number for each of the 40 updates"),
         (set_array(scale=np.full(M, np.nan)), "trace.scale must hold finite numbers"),
-        (set_array(ticks=np.zeros((3, 5), int)), "trace.times.read must have a number for each of the 40 updates"),
+        (
+            set_array(ticks=np.zeros((3, 5), int)),
+            "trace.times.read must have a number for each of the 40 updates",
+        ),
         (set_record(run_id="other"), "must be of epoch 2 of run"),
         (set_record(number=7), "must be of epoch 2 of run"),
         (set_record(shards="../x.npz"), "shards must be in a file of this folder"),

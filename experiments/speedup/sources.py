@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -103,8 +102,9 @@ def from_flags(values: flags.FlagValues) -> Source | None:
     block_size = min(1_000, dim) if values.block_size is None else values.block_size
     check_count("--block_size", block_size, least=0, most=dim)
     sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
-    asked = [1, len(os.sched_getaffinity(0))] if values.workers is None else values.workers
-    workers = counts("--workers", asked)
+    default = [1, len(os.sched_getaffinity(0))]
+    asked = default if values.workers is None else launch.counts(values, "workers")
+    workers = sorted(set(asked))
 
     def driver(num_threads: int) -> Driver:
         return threads.driver(
@@ -181,15 +181,3 @@ def _recorded(values: flags.FlagValues) -> Source:
 
 def _cores(values: flags.FlagValues, here: int) -> int | None:
     return here if values.cores is None else values.cores or None
-
-
-def counts(name: str, entries: Sequence[object]) -> list[int]:
-    """The numbers of workers that a flag lists, rising, each once."""
-    found = {
-        check_count(
-            f"every entry of {name}",
-            int(entry) if isinstance(entry, str) and entry.strip().isdecimal() else entry,
-        )
-        for entry in entries
-    }
-    return sorted(found)

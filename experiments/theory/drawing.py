@@ -86,6 +86,7 @@ def _bounds(panel: Any, rows: Sequence[BoundRow]) -> None:
         )
         panel.plot(updates, [row.bound for row in case], color=colour, linestyle="--")
     panel.set(xscale="log", yscale="log", xlabel="updates T")
+    panel.set_ylim(top=1e3 * panel.get_ylim()[1])  # room for the legend
     panel.set_title("(a) both sides of (12), (19): the right one dashed", fontsize=10)
     panel.legend(frameon=False, fontsize=7.5, loc="upper right")
 
