@@ -195,8 +195,11 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._metrics is not None and self.delay_counts.size:
-                self._write_delays()
+            if self._metrics is not None:
+                if error is not None:
+                    self._write_missing_lines(self._metrics)
+                if self.delay_counts.size:
+                    self._write_delays()
             if error is None:
                 # The last thing: a run whose checkpoint is that of its end has all its files.
                 self.checkpoint(now=True)
@@ -335,6 +338,14 @@ class Recorder:
         self._metrics = metrics
         metrics.truncate(0)
         for line in [Row._fields, *self.rows]:
+            self._write_line(line)
+
+    def _write_missing_lines(self, metrics: IO[str]) -> None:
+        """Writes the line of an epoch that is recorded, if an interrupt came between the two."""
+        metrics.flush()
+        lines = (self.folder / METRICS).read_text(encoding="utf-8").count("\n")
+        recorded = 0 if self._reached is None else self._reached.num_rows
+        for line in self.rows[max(lines - 1, 0) : recorded]:
             self._write_line(line)
 
     def _write_line(self, values: Any) -> None:

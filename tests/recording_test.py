@@ -171,6 +171,29 @@ def test_checkpoints_are_as_far_apart_as_asked(tmp_path, seconds, epoch):
         assert recorder.begin(4).epoch == epoch
 
 
+def test_an_interrupt_before_the_line_of_a_recorded_epoch_does_not_lose_it(tmp_path, monkeypatch):
+    def interrupted(self, values):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with a_recorder(tmp_path) as recorder:
+            recorder.begin(9)
+            recorder.add(a_state(0), EVALUATION)
+            recorder.add(a_state(1), EVALUATION)
+            monkeypatch.setattr(recording.Recorder, "_write_line", interrupted)
+            try:
+                recorder.add(a_state(2), EVALUATION)
+            finally:
+                recorder.checkpoint(now=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [a_line(e) for e in range(3)]
+    with a_recorder(tmp_path) as again:
+        assert again.begin(9).epoch == 2
+
+
 def test_a_run_that_ends_well_is_finished(tmp_path):
     with a_recorder(tmp_path) as recorder:
         recorder.begin(1)
