@@ -59,6 +59,22 @@ def apply(x: Array, delta: Delta) -> jax.Array:
     )
 
 
+def scaled(delta: Delta, scale: Array) -> Delta:
+    """A delta as it lands where its step is scaled, by the rounding that all drivers share.
+
+    Args:
+      delta: of one iteration, or of many with a leading axis.
+      scale: float, a scalar, or [r, 1] for r iterations.
+
+    Returns:
+      A Delta with its values times the scale in their dtype.
+
+    >>> scaled(Delta(None, np.ones(2, np.float32)), np.float64(0.5)).values
+    array([0.5, 0.5], dtype=float32)
+    """
+    return delta._replace(values=delta.values * scale.astype(delta.values.dtype))
+
+
 def window(
     estimator: Estimator, x: Array, snapshot: Snapshot, data: Data, draws: Draws, lr: Array
 ) -> tuple[jax.Array, Delta]:

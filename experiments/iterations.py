@@ -25,6 +25,10 @@ def define_flags(values: flags.FlagValues, *, inner_steps: int) -> None:
         "m, updates in an epoch, those of all workers together.",
         flag_values=values,
     )
+
+
+def define_delay_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of what is done about delays, to binaries whose drivers heed them."""
     flags.DEFINE_integer(
         "max_delay",
         None,

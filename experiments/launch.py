@@ -20,6 +20,9 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
+# Where Open MPI's and MPICH's mpiexec leave a process's rank; srun sets its own without MPI too.
+RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
 
 def run(
     main: Callable[[flags.FlagValues], int],
@@ -189,6 +192,11 @@ def given(values: flags.FlagValues, name: str) -> bool:
     return bool(values[name].present)
 
 
+def started_by_mpiexec(environment: Mapping[str, str]) -> bool:
+    """Whether Open MPI's or MPICH's mpiexec, or Slurm's srun --mpi, started this process."""
+    return any(name in environment for name in RANKS)
+
+
 def is_first_rank(environment: Mapping[str, str]) -> bool:
     """Whether this process is the first of those that mpiexec started, or was started without it.
 
@@ -198,7 +206,7 @@ def is_first_rank(environment: Mapping[str, str]) -> bool:
     Returns:
       Whether it may print.
     """
-    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    names = (*RANKS, "SLURM_PROCID")
     return next((environment[name] for name in names if name in environment), "0") == "0"
 
 

@@ -17,6 +17,24 @@ from experiments import launch
 METHODS = ("sgd", "svrg", "sgd_svrg")
 
 
+def estimator(name: str) -> Callable[[Objective], Estimator]:
+    """What makes the estimator of this name.
+
+    Args:
+      name: sgd or svrg, what a recorded epoch says of itself.
+
+    Returns:
+      A function of the objective.
+
+    Raises:
+      InputError: it is another name.
+    """
+    make = {"sgd": estimators.sgd, "svrg": estimators.svrg}.get(name)
+    if make is None:
+        raise InputError(f"the estimator must be sgd or svrg, got {name!r}.")
+    return make
+
+
 class Step(NamedTuple):
     """eta_s = lr / (1 + s)^decay."""
 
@@ -99,7 +117,7 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
             if launch.given(values, name):
                 raise InputError(f"--{name} belongs to --method=sgd_svrg, got --method={method}.")
     main = Phase(
-        estimators.sgd if method == "sgd" else estimators.svrg,
+        estimator("sgd" if method == "sgd" else "svrg"),
         _step(values, "lr", tuned["sgd" if method == "sgd" else "svrg"]),
         values.num_epochs,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -86,6 +87,29 @@ def define_flags(values: flags.FlagValues, *, hidden: int = 100, l2: float = 1e-
         "Of the subset (not that of cifar10_features), of x^0 and of all draws; at least 0.",
         flag_values=values,
     )
+
+
+def from_recorded(given: Mapping[str, Any], data_dir: str | None) -> Problem:
+    """The problem of a run, from the flags in its config.json.
+
+    Args:
+      given: the run's flags by name, others than the problem's among them.
+      data_dir: folder of the data set's files; None for the run's own.
+
+    Returns:
+      A Problem.
+
+    Raises:
+      InputError: a flag's value is not accepted, or a data file is missing or damaged.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    values.mark_as_parsed()
+    for name in set(values) & set(given):
+        values[name].value = given[name]
+    if data_dir is not None:
+        values["data_dir"].value = data_dir
+    return from_flags(values)
 
 
 def from_flags(values: flags.FlagValues) -> Problem:

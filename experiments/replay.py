@@ -20,14 +20,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from asvrg import delays, estimators, objectives, sampling
+from asvrg import delays, objectives, sampling
 from asvrg.drivers import simulate
 from asvrg.drivers.mpi.protocol import Plan
 from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Snapshot
-from experiments import files, launch, problem, recording, traces
+from experiments import files, launch, methods, problem, recording, traces
 from experiments.problem import Problem
 from experiments.traces import Epoch, Header, Recording, shard_order, storage
 
@@ -74,7 +74,7 @@ def main(values: flags.FlagValues) -> int:
     folder = None
     if values.out_dir is not None:
         folder = recording.claim_folder(values.out_dir, "replay", holds=RESULT)
-    problem_ = make_problem(run.header, values.data_dir)
+    problem_ = problem.from_recorded(run.header.config["flags"], values.data_dir)
     data_sha256 = storage.digest(problem_.train)
     traces.check_data(values.trace, run.header, data_sha256)
     print(_describe(run))
@@ -87,30 +87,6 @@ def main(values: flags.FlagValues) -> int:
     kept, lines = _compared(run, problem_, reached)
     print(lines)
     return 0 if kept else launch.FAILED
-
-
-def make_problem(header: Header, data_dir: str | None = None) -> Problem:
-    """The problem of a recorded run, from the flags that it was started with.
-
-    Args:
-      header: of the run.
-      data_dir: folder of the data set's files; None for the run's own.
-
-    Returns:
-      A Problem.
-
-    Raises:
-      InputError: a file of the data set is missing or damaged.
-    """
-    values = flags.FlagValues()
-    problem.define_flags(values)
-    values.mark_as_parsed()
-    given = dict(header.config["flags"])
-    if data_dir is not None:
-        given["data_dir"] = data_dir
-    for name in set(values) & set(given):
-        setattr(values, name, given[name])
-    return problem.from_flags(values)
 
 
 def make_sampler(header: Header) -> Sampler:
@@ -147,7 +123,7 @@ def replay(run: Recording, problem_: Problem, stop: int) -> Replayed:
 
     Args:
       run: recorded.
-      problem_: the run's, from `make_problem`.
+      problem_: the run's.
       stop: updates to do, at most all.
 
     Returns:
@@ -182,7 +158,7 @@ def replay(run: Recording, problem_: Problem, stop: int) -> Replayed:
                 break
             launch.raise_if_interrupted()
             if epoch.estimator not in made:
-                made[epoch.estimator] = _estimator(epoch.estimator, problem_)
+                made[epoch.estimator] = methods.estimator(epoch.estimator)(problem_.objective)
             estimator = made[epoch.estimator]
             snapshot, same_order = _prepare(estimator, x, data, plan, epoch)
             if not same_order:
@@ -246,13 +222,6 @@ def why_inexact(header: Header, reordered: Sequence[int] = ()) -> str | None:
                 "float32 does not forgive another one."
             )
     return " ".join(reasons) or None
-
-
-def _estimator(name: str, problem_: Problem) -> Estimator:
-    make = {"sgd": estimators.sgd, "svrg": estimators.svrg}.get(name)
-    if make is None:
-        raise InputError(f"the trace must be of sgd or svrg, got {name!r}.")
-    return make(problem_.objective)
 
 
 def _prepare(

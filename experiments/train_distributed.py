@@ -38,6 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     problem.define_flags(values, hidden=50, l2=1e-4)
     methods.define_flags(values, pretrain_epochs=1)
     iterations.define_flags(values, inner_steps=2_000)
+    iterations.define_delay_flags(values)
     recording.define_flags(values)
     flags.DEFINE_list(
         "shard_sizes",

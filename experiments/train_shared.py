@@ -43,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     problem.define_flags(values)
     methods.define_flags(values, pretrain_epochs=10)
     iterations.define_flags(values, inner_steps=1_000)
+    iterations.define_delay_flags(values)
     recording.define_flags(values)
     flags.DEFINE_enum("driver", "threads", DRIVERS, "What owns x.", flag_values=values)
     flags.DEFINE_integer(

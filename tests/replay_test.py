@@ -11,7 +11,7 @@ import pytest
 
 from asvrg import delays, estimators, objectives
 from asvrg.drivers import simulate
-from experiments import replay, traces, train_shared
+from experiments import problem, replay, traces, train_shared
 from experiments.traces import Header, spill
 from tests.binaries import SMALL, run
 
@@ -94,7 +94,7 @@ def test_a_replay_up_to_an_update_is_at_the_x_of_that_update(recorded, tmp_path,
     printed = capsys.readouterr().out
 
     recording = traces.load(recorded)
-    problem_ = replay.make_problem(recording.header)
+    problem_ = problem.from_recorded(recording.header.config["flags"], None)
     sampler = replay.make_sampler(recording.header)
     estimator = estimators.svrg(problem_.objective)
     x = problem_.x0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from asvrg import estimators, threads
+from asvrg import threads
 from asvrg.drivers import mpi
 from asvrg.errors import InputError, check_count
 from asvrg.sampling import Sampler
@@ -25,8 +25,6 @@ from experiments.methods import Phase, Step
 from experiments.problem import Problem
 from experiments.speedup import short_runs
 from experiments.speedup.short_runs import Run
-
-ESTIMATORS = {"sgd": estimators.sgd, "svrg": estimators.svrg}
 
 
 class Source(NamedTuple):
@@ -57,17 +55,12 @@ def check_flags(values: flags.FlagValues) -> None:
     """Raises InputError unless the flags belong together."""
     if values.method == "sgd_svrg":
         raise InputError("--method must be sgd or svrg here, got sgd_svrg.")
-    job = started_by_mpiexec(os.environ)
+    job = launch.started_by_mpiexec(os.environ)
     if job and values.runs is not None:
         raise InputError("--runs must be left out under mpiexec, where the job is measured.")
     for name in ("workers", "block_size", "read_period"):
         if launch.given(values, name) and (job or values.runs is not None):
             raise InputError(f"--{name} belongs to runs with threads, got --{name} without them.")
-
-
-def started_by_mpiexec(environment: os._Environ[str]) -> bool:
-    """Whether Open MPI's or MPICH's mpiexec, or Slurm's srun --mpi, started this process."""
-    return any(name in environment for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"))
 
 
 def from_flags(values: flags.FlagValues) -> Source | None:
@@ -84,7 +77,7 @@ def from_flags(values: flags.FlagValues) -> Source | None:
     """
     if values.runs is not None:
         return _recorded(values)
-    in_job = started_by_mpiexec(os.environ)
+    in_job = launch.started_by_mpiexec(os.environ)
     tuned = (train_distributed if in_job else train_shared).TUNED
     (phase,) = methods.phases(values, tuned[values.dataset])
     problem_ = problem.from_flags(values)
@@ -163,13 +156,13 @@ def _recorded(values: flags.FlagValues) -> Source:
     num_epochs = min(len(run.traces) for _, run in found)
     if launch.given(values, "num_epochs"):
         num_epochs = check_count("--num_epochs", values.num_epochs)
-    phase = Phase(ESTIMATORS[given["method"]], step, num_epochs)
+    phase = Phase(methods.estimator(given["method"]), step, num_epochs)
     by_workers = {run.num_workers: run for _, run in found}
     if len(by_workers) < len(found):
         raise InputError("--runs must have a different K each, got the same twice.")
     return Source(
         f"{given['dataset']}-{given['method']}, {header.config['program']}",
-        replay.make_problem(header, values.data_dir),
+        problem.from_recorded(given, values.data_dir),
         replay.make_sampler(header),
         phase,
         header.inner_steps,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from asvrg import delays, estimators, objectives, theory, training
 from asvrg.drivers import simulate, threads
@@ -183,15 +182,7 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
     """
     config, lines = _read(folder)
     stored, resolved = config["flags"], config["resolved"]
-    values: Any = flags.FlagValues()
-    problem.define_flags(values)
-    values.mark_as_parsed()
-    for name in values:
-        if name in stored:
-            values[name].value = stored[name]
-    if data_dir is not None:
-        values.data_dir = data_dir
-    problem_ = problem.from_flags(values)
+    problem_ = problem.from_recorded(stored, data_dir)
     first = stored["pretrain_epochs"] if stored["method"] == "sgd_svrg" else 0
     steps, dim = resolved["steps"][-1], resolved["dim"]
     if len(lines) < first + 2:

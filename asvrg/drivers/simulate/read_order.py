@@ -327,7 +327,7 @@ def turns(
         if now.begins is not None:
             last = delta
         if now.scale is not None:
-            delta = delta._replace(values=delta.values * now.scale.astype(x_hat.dtype))
+            delta = steps.scaled(delta, now.scale)
         # landed is version here, which the compiler does not know: it would write the block before
         # the loop that reads the others, and copy them all for that.
         row = (state.landed + (now.update - now.version)) % rows

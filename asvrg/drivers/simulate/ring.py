@@ -152,7 +152,7 @@ def delayed_steps(
         seen = () if observe is None else observe(x, data)
         delta = steps.step(estimator, read(x, ring, lacking), snapshot, data, draw, lr)
         if scale is not None:
-            delta = delta._replace(values=delta.values * scale.astype(x.dtype))
+            delta = steps.scaled(delta, scale)
         return (steps.apply(x, delta), jax.tree.map(push, ring, delta)), seen
 
     groups = jnp.asarray(groups)

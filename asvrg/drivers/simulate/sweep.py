@@ -154,6 +154,7 @@ def _inner_loop(
 ) -> tuple[jax.Array, PyTree]:
     copies = any(trace.sees_own for trace in traces)
     scaled = any(trace.scale is not None for trace in traces)
+    sharded = any(trace.shards is not None for trace in traces)
     plans = [_alike(read_order.plan(trace), copies, scaled) for trace in traces]
     count = len(plans[0].update)
     rows = max(read_order.depth(trace, max_delay) for trace in traces)
@@ -175,7 +176,6 @@ def _inner_loop(
     )
     for piece in pieces:
         *_, size, until = piece[0]
-        sharded = any(trace.shards is not None for trace in traces)
         stacked = [(_weighted(draws, sharded), part) for draws, part, _, _ in piece]
         draws, part = jax.tree.map(lambda *each: np.stack(each), *stacked)
         state = _turns(

@@ -192,7 +192,10 @@ class _InnerLoop:
                 computed = self._claims.landed.now()
                 with lock:
                     scale = self._scale(version, count, concurrency)
-                    add(self._buffer, delta if scale is None else _scaled(delta, scale))
+                    add(
+                        self._buffer,
+                        delta if scale is None else steps.scaled(delta, scale[:, None]),
+                    )
                     self._claims.land(worker, version, count, begin, computed, scale)
 
     def _read(self, copy: np.ndarray, read: str) -> int:
@@ -219,7 +222,3 @@ class _InnerLoop:
         # The rule of `delays.staleness`: where nobody else has landed since, a window lacks none.
         late = np.arange(landed, landed + count) - version if landed > version else np.zeros(count)
         return delays.adaptive_scale(late, concurrency)
-
-
-def _scaled(delta: Delta, scale: np.ndarray) -> Delta:
-    return delta._replace(values=delta.values * scale.astype(delta.values.dtype)[:, None])
