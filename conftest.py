@@ -22,8 +22,10 @@ import jax
 import pytest
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-_compiled = tempfile.TemporaryDirectory(prefix="asvrg-compiled-")
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # these inherit the folder of the process above them
+    _compiled = tempfile.TemporaryDirectory(prefix="asvrg-compiled-")
+    os.environ["ASVRG_COMPILED"] = _compiled.name
+jax.config.update("jax_compilation_cache_dir", os.environ["ASVRG_COMPILED"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
