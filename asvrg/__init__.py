@@ -14,11 +14,13 @@ from asvrg import (
     steps,
     theory,
     training,
+    transforms,
     virtual_clock,
 )
 from asvrg.drivers import simulate, threads
 from asvrg.errors import DivergedError, InputError
-from asvrg.estimators import Estimator, sgd, svrg
+from asvrg.estimators import Estimator
+from asvrg.transforms import random_block, svrg
 from asvrg.types import (
     Delta,
     Draws,
@@ -47,14 +49,15 @@ __all__ = [
     "estimators",
     "mlp",
     "objectives",
+    "random_block",
     "sampling",
     "schedules",
-    "sgd",
     "simulate",
     "steps",
     "svrg",
     "theory",
     "threads",
     "training",
+    "transforms",
     "virtual_clock",
 ]

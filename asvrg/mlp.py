@@ -200,17 +200,17 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return grad(x, batch, None), propagate(x, batch)
 
     def grad_difference(
-        x_hat: Array, x_tilde: Array, cache: Cache, batch: Data, block: Array | None
+        x_hat: Array, x_tilde: Array, cache: Cache, batch: Data, block: Array | None, alpha: Array
     ) -> jax.Array:
         state = propagate(x_hat, batch)
-        factors = [Factors(_with_ones(batch[0]), state.deltas[0] - cache.deltas[0])]
+        factors = [Factors(_with_ones(batch[0]), state.deltas[0] - alpha * cache.deltas[0])]
         for layer in range(1, len(shapes)):
             layer_inputs = [state.activations[layer - 1], cache.activations[layer - 1]]
-            layer_deltas = [state.deltas[layer], -cache.deltas[layer]]
+            layer_deltas = [state.deltas[layer], -alpha * cache.deltas[layer]]
             factors.append(
                 Factors(_with_ones(jnp.concatenate(layer_inputs)), jnp.concatenate(layer_deltas))
             )
-        return contract(factors, batch[0].shape[0], x_hat - x_tilde, block)
+        return contract(factors, batch[0].shape[0], x_hat - alpha * x_tilde, block)
 
     def per_sample_grads(x: Array, batch: Data) -> jax.Array:
         return jax.vmap(lambda row, label: grad(x, (row[None], label[None]), None))(*batch)

@@ -130,12 +130,11 @@ def from_loss(
         return jax.grad(mean_loss)(x, batch), ()
 
     def grad_difference(
-        x_hat: Array, x_tilde: Array, cache: PyTree, batch: Data, block: Array | None
+        x_hat: Array, x_tilde: Array, cache: PyTree, batch: Data, block: Array | None, alpha: Array
     ) -> jax.Array:
         del cache
-        return on_block(
-            jax.grad(mean_loss)(x_hat, batch) - jax.grad(mean_loss)(x_tilde, batch), block
-        )
+        at_snapshot = jax.grad(mean_loss)(x_tilde, batch)
+        return on_block(jax.grad(mean_loss)(x_hat, batch) - alpha * at_snapshot, block)
 
     def mean_error(error: Callable[[PyTree, Data], jax.Array], x: Array, batch: Data) -> jax.Array:
         wrong = jax.vmap(lambda sample: error(unravel(x), sample))(batch)

@@ -34,9 +34,9 @@ class Objective(NamedTuple):
       grad_and_cache: (x, batch) -> ([d] mean gradient, cache). The cache is a pytree of arrays
         with leading axis b: whatever about each sample at x spares work in `grad_difference`
         later; an empty tuple if there is nothing to keep.
-      grad_difference: (x_hat, x_tilde, cache, batch, block) -> [d] or [B], the mean over the batch
-        of grad f_i(x_hat) - grad f_i(x_tilde), where `cache` holds the batch's rows of the cache
-        that `grad_and_cache` made at x_tilde.
+      grad_difference: (x_hat, x_tilde, cache, batch, block, alpha) -> [d] or [B], the mean over the
+        batch of grad f_i(x_hat) - alpha grad f_i(x_tilde), where `cache` holds the batch's rows of
+        the cache that `grad_and_cache` made at x_tilde, and alpha is a scalar of x's dtype.
       per_sample_grads: (x, batch) -> [b, d], the grad f_i(x) of every sample.
       error: (x, batch) -> scalar in [0, 1], the share of samples that are classified wrongly; None
         where that has no meaning.
@@ -47,23 +47,25 @@ class Objective(NamedTuple):
     loss: Callable[[Array, Data], jax.Array]
     grad: Callable[[Array, Data, Array | None], jax.Array]
     grad_and_cache: Callable[[Array, Data], tuple[jax.Array, PyTree]]
-    grad_difference: Callable[[Array, Array, PyTree, Data, Array | None], jax.Array]
+    grad_difference: Callable[[Array, Array, PyTree, Data, Array | None, Array], jax.Array]
     per_sample_grads: Callable[[Array, Data], jax.Array]
     error: Callable[[Array, Data], jax.Array] | None = None
 
 
 class Snapshot(NamedTuple):
-    """What the estimator remembers of x_tilde for one epoch; every field is `()` for SGD.
+    """What the estimator remembers of x_tilde for one epoch; every array is `()` for SGD.
 
     Attributes:
       params: x_tilde, float [d].
       full_grad: grad f(x_tilde), float [d].
       cache: per-sample quantities at x_tilde (see `Objective.grad_and_cache`), leading axis n.
+      alpha: the coefficient of the correction, a scalar; see `Estimator.in_epoch`.
     """
 
     params: Array = ()
     full_grad: Array = ()
     cache: PyTree = ()
+    alpha: Array = 1.0
 
 
 class Draws(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import optax
 from absl import flags
 
 from asvrg import estimators, schedules
@@ -17,22 +19,47 @@ from experiments import launch
 METHODS = ("sgd", "svrg", "sgd_svrg")
 
 
-def estimator(name: str) -> Callable[[Objective], Estimator]:
-    """What makes the estimator of this name.
+class Alpha(NamedTuple):
+    """alpha_s = start, or falling from there to 0 linearly over this many epochs."""
+
+    start: float = 1.0
+    epochs: int | None = None
+
+
+def recorded_alpha(given: Mapping[str, Any]) -> Alpha:
+    """The coefficient of a run, from the flags in its config.json; 1 of runs before there was one.
+
+    Args:
+      given: the run's flags by name.
+
+    Returns:
+      An Alpha.
+    """
+    return Alpha(given.get("alpha", 1.0), given.get("alpha_epochs"))
+
+
+def make_estimator(name: str, objective: Objective, alpha: Alpha) -> Estimator:
+    """The estimator of a name.
 
     Args:
       name: sgd or svrg, what a recorded epoch says of itself.
+      objective: the finite sum f.
+      alpha: the coefficient, of svrg.
 
     Returns:
-      A function of the objective.
+      An Estimator.
 
     Raises:
       InputError: it is another name.
     """
-    make = {"sgd": estimators.sgd, "svrg": estimators.svrg}.get(name)
-    if make is None:
+    if name == "sgd":
+        return estimators.sgd(objective)
+    if name != "svrg":
         raise InputError(f"the estimator must be sgd or svrg, got {name!r}.")
-    return make
+    if alpha.epochs is None:
+        return estimators.svrg(objective, alpha=alpha.start)
+    schedule = optax.linear_schedule(alpha.start, 0.0, alpha.epochs)
+    return estimators.svrg(objective, alpha=lambda epoch: float(schedule(epoch)))
 
 
 class Step(NamedTuple):
@@ -45,14 +72,19 @@ class Step(NamedTuple):
 class Phase(NamedTuple):
     """A part of a run with one estimator; it lasts until `num_epochs` epochs are done in all."""
 
-    make_estimator: Callable[[Objective], Estimator]
+    estimator: str
     step: Step
     num_epochs: int
+    alpha: Alpha = Alpha()
 
     @property
     def schedule(self) -> Schedule:
         """eta_s as a function of the epoch s."""
         return schedules.polynomial(self.step.lr, self.step.decay)
+
+    def make_estimator(self, objective: Objective) -> Estimator:
+        """The estimator, of this finite sum."""
+        return make_estimator(self.estimator, objective, self.alpha)
 
 
 def define_flags(values: flags.FlagValues, *, pretrain_epochs: int) -> None:
@@ -75,6 +107,20 @@ def define_flags(values: flags.FlagValues, *, pretrain_epochs: int) -> None:
         "lr_decay",
         None,
         "beta of the step. Default: tuned for sgd, 0 (a constant step) for svrg and sgd_svrg.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "alpha",
+        1.0,
+        "Coefficient of SVRG's correction, v = g - alpha (g_s - grad f(x~)): 1 is the paper's, 0 "
+        "is SGD.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "alpha_epochs",
+        None,
+        "Epochs over which the coefficient falls from --alpha to 0, linearly (alpha-SVRG); they "
+        "count from the run's first one. Default: it stays.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -112,14 +158,21 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
     """
     method = values.method
     check_count("--num_epochs", values.num_epochs)
+    for name in ("alpha", "alpha_epochs"):
+        if method == "sgd" and launch.given(values, name):
+            raise InputError(f"--{name} belongs to --method=svrg or sgd_svrg, got --method=sgd.")
+    alpha = Alpha(check_real("--alpha", values.alpha, least=-math.inf), values.alpha_epochs)
+    if alpha.epochs is not None:
+        check_count("--alpha_epochs", alpha.epochs)
     if method != "sgd_svrg":
         for name in ("pretrain_epochs", "pretrain_lr", "pretrain_lr_decay"):
             if launch.given(values, name):
                 raise InputError(f"--{name} belongs to --method=sgd_svrg, got --method={method}.")
     main = Phase(
-        estimator("sgd" if method == "sgd" else "svrg"),
-        _step(values, "lr", tuned["sgd" if method == "sgd" else "svrg"]),
+        name := "sgd" if method == "sgd" else "svrg",
+        _step(values, "lr", tuned[name]),
         values.num_epochs,
+        alpha,
     )
     if method != "sgd_svrg":
         return [main]
@@ -129,9 +182,7 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
             f"--num_epochs counts all epochs and must exceed --pretrain_epochs, got "
             f"{values.num_epochs} and {values.pretrain_epochs}."
         )
-    pretraining = Phase(
-        estimators.sgd, _step(values, "pretrain_lr", tuned["sgd"]), values.pretrain_epochs
-    )
+    pretraining = Phase("sgd", _step(values, "pretrain_lr", tuned["sgd"]), values.pretrain_epochs)
     return [pretraining, main]
 
 

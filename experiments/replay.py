@@ -139,6 +139,7 @@ def replay(run: Recording, problem_: Problem, stop: int) -> Replayed:
     if header.num_groups > 1:
         groups = delays.contiguous_groups(header.dim, header.num_groups)
     made: dict[str, Estimator] = {}
+    alpha = methods.recorded_alpha(header.config["flags"])
     data, plan = jax.device_put(problem_.train), shard_order.plan_of(header, sampler)
     x: Array = problem_.x0
     _tell_start(x, run.epochs[0])
@@ -158,7 +159,9 @@ def replay(run: Recording, problem_: Problem, stop: int) -> Replayed:
                 break
             launch.raise_if_interrupted()
             if epoch.estimator not in made:
-                made[epoch.estimator] = methods.estimator(epoch.estimator)(problem_.objective)
+                made[epoch.estimator] = methods.make_estimator(
+                    epoch.estimator, problem_.objective, alpha
+                )
             estimator = made[epoch.estimator]
             snapshot, same_order = _prepare(estimator, x, data, plan, epoch)
             if not same_order:

@@ -8,11 +8,14 @@ import itertools
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 
-from asvrg import estimators
+from asvrg import estimators, sampling, schedules, training
+from asvrg.drivers import simulate
+from asvrg.errors import InputError
 from asvrg.estimators import Estimator
-from asvrg.types import Array, Data, Draws, Snapshot
+from asvrg.types import Array, Data, Draws, EpochResult, Snapshot
 from tests import problems
 from tests.problems import Problem
 
@@ -54,6 +57,54 @@ def test_mean_over_all_batches_is_the_full_gradient(problem: Problem, make) -> N
     expected = np.mean(problems.sample_grads(problem, x_hat), axis=0)
     assert np.ptp(found, axis=0).max() > 1e-3  # they differ, and yet
     np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 2.0])
+def test_every_coefficient_gives_an_unbiased_direction(problem: Problem, alpha: float) -> None:
+    """And at the snapshot, where g = g_s, its noise is 1 - alpha times that of g."""
+    svrg, sgd = estimators.svrg(problem.objective, alpha=alpha), estimators.sgd(problem.objective)
+    snapshot = svrg.in_epoch(svrg.prepare(problem.x0, problem.data, map), 0)
+    x_hat = problems.other_point(problem)
+    found = directions(svrg, x_hat, snapshot, problem.data, PAIRS)
+    expected = np.mean(problems.sample_grads(problem, x_hat), axis=0)
+    chex.assert_trees_all_close(np.mean(found, axis=0), expected, rtol=1e-9, atol=1e-12)
+    g = np.asarray(directions(sgd, problem.x0, Snapshot(), problem.data, PAIRS))
+    v = np.asarray(directions(svrg, problem.x0, snapshot, problem.data, PAIRS))
+    mean = np.mean(problems.sample_grads(problem, problem.x0), axis=0)
+    chex.assert_trees_all_close(v - mean, (1 - alpha) * (g - mean), rtol=1e-9, atol=1e-12)
+
+
+def test_a_coefficient_belongs_to_its_epoch() -> None:
+    """1 in the first epoch and 0 in the second: an epoch of SVRG, then one of SGD."""
+    problem = problems.get("tanh_deep")
+    spec = sampling.sampler(problems.NUM_SAMPLES, problem.objective.dim, batch_size=2)
+
+    def epochs(estimator: Estimator, state: EpochResult, num_epochs: int) -> list[EpochResult]:
+        driver = simulate.driver(estimator, problem.data, spec, inner_steps=20)
+        schedule = schedules.constant(0.1)
+        return list(training.run(driver, state, schedule=schedule, num_epochs=num_epochs))
+
+    start = training.start(problem.x0)
+    scheduled = estimators.svrg(problem.objective, alpha=optax.linear_schedule(1.0, 0.0, 1))
+    found = epochs(scheduled, start, 2)
+    first = epochs(estimators.svrg(problem.objective), start, 1)
+    second = epochs(estimators.sgd(problem.objective), first[-1], 2)
+    for one, other in zip(found, [*first, *second], strict=True):
+        chex.assert_trees_all_close(one.x, other.x, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [np.nan, "1", None])
+def test_a_coefficient_that_is_no_number_is_refused(alpha) -> None:
+    with pytest.raises(InputError, match="alpha must be a finite number"):
+        estimators.svrg(problems.get("logistic").objective, alpha=alpha)
+
+
+def test_a_schedule_that_gives_no_finite_number_is_refused() -> None:
+    svrg = estimators.svrg(problems.get("logistic").objective, alpha=lambda epoch: 1 / epoch - 1)
+    assert svrg.in_epoch(Snapshot(), 1).alpha == 0
+    svrg = svrg._replace(alpha=lambda epoch: np.inf)
+    with pytest.raises(InputError, match="alpha must be a finite number"):
+        svrg.in_epoch(Snapshot(), 1)
 
 
 @pytest.mark.parametrize("name", problems.SMOOTH)  # relu's gradient jumps

@@ -25,8 +25,9 @@ BLOCKS = {
 }
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_are_entries_of_the_gradient(name: str) -> None:
+def test_blocks_are_entries_of_the_gradient(name: str, alpha: float) -> None:
     problem = problems.get("relu")
     x_tilde, x_hat = problem.x0, problems.other_point(problem)
     block = np.array(BLOCKS[name], np.int32)
@@ -35,8 +36,10 @@ def test_blocks_are_entries_of_the_gradient(name: str) -> None:
     _, cache = jax.jit(problem.objective.grad_and_cache)(x_tilde, problem.data)
     found = jax.jit(problem.objective.grad)(x_hat, problem.data, block)
     chex.assert_trees_all_close(found, at_hat[block], **CLOSE)
-    found = jax.jit(problem.objective.grad_difference)(x_hat, x_tilde, cache, problem.data, block)
-    chex.assert_trees_all_close(found, (at_hat - at_tilde)[block], **CLOSE)
+    found = jax.jit(problem.objective.grad_difference)(
+        x_hat, x_tilde, cache, problem.data, block, alpha
+    )
+    chex.assert_trees_all_close(found, (at_hat - alpha * at_tilde)[block], **CLOSE)
 
 
 def products(fn, *args) -> list[tuple[int, ...]]:
@@ -52,10 +55,10 @@ def test_cache_spares_one_of_two_passes() -> None:
     batch = (np.zeros((2, 30)), np.zeros(2, np.int32))
     _, cache = objective.grad_and_cache(x, batch)
     gradient = products(lambda x: objective.grad(x, batch, None), x)
-    difference = products(lambda x: objective.grad_difference(x, x, cache, batch, None), x)
+    difference = products(lambda x: objective.grad_difference(x, x, cache, batch, None, 1.0), x)
     assert len(difference) == len(gradient)
     block = np.arange(0, objective.dim, 100, dtype=np.int32)
-    on_block = products(lambda x: objective.grad_difference(x, x, cache, batch, block), x)
+    on_block = products(lambda x: objective.grad_difference(x, x, cache, batch, block, 1.0), x)
     assert (31, 20) in difference
     assert (31, 20) not in on_block
 
@@ -67,13 +70,13 @@ def test_cache_holds_what_the_difference_needs_of_x_tilde() -> None:
     x_tilde, x_hat = problem.x0, problems.other_point(problem)
     _, cache = jax.jit(objective.grad_and_cache)(x_tilde, problem.data)
     difference = jax.jit(objective.grad_difference)
-    found = difference(x_hat, x_tilde, cache, problem.data, None)
+    found = difference(x_hat, x_tilde, cache, problem.data, None, 1.0)
     elsewhere = np.zeros_like(x_tilde)
-    chex.assert_trees_all_equal(difference(x_hat, elsewhere, cache, problem.data, None), found)
+    chex.assert_trees_all_equal(difference(x_hat, elsewhere, cache, problem.data, None, 1.0), found)
     leaves, structure = jax.tree.flatten(cache)
     for i, leaf in enumerate(leaves):
         wrong = jax.tree.unflatten(structure, [*leaves[:i], leaf + 1, *leaves[i + 1 :]])
-        changed = difference(x_hat, x_tilde, wrong, problem.data, None)
+        changed = difference(x_hat, x_tilde, wrong, problem.data, None, 1.0)
         assert not np.allclose(changed, found, rtol=1e-3, atol=1e-3), f"leaf {i} is not used"
 
 

@@ -50,19 +50,18 @@ def test_gradient_is_the_limit_of_finite_differences(problem: Problem) -> None:
     chex.assert_trees_all_close(gradient, np.array(differences) / (2 * step), rtol=1e-7, atol=1e-8)
 
 
-def test_grad_difference_is_the_difference_of_two_gradients(problem: Problem) -> None:
+@pytest.mark.parametrize("alpha", [1.0, 0.0, 0.3])
+def test_grad_difference_is_the_difference_of_two_gradients(problem: Problem, alpha: float) -> None:
     x_tilde, x_hat = problem.x0, problems.other_point(problem)
     rows = np.array([3, 3, 0, 7], np.int32)  # with one of them twice
     block = np.arange(0, problem.objective.dim, 2, dtype=np.int32)
-    expected = np.mean(
-        (problems.sample_grads(problem, x_hat) - problems.sample_grads(problem, x_tilde))[rows],
-        axis=0,
-    )
+    at_hat, at_tilde = (problems.sample_grads(problem, x) for x in (x_hat, x_tilde))
+    expected = np.mean((at_hat - alpha * at_tilde)[rows], axis=0)
     _, cache = jax.jit(problem.objective.grad_and_cache)(x_tilde, problem.data)
     batch, cache = jax.jit(objectives.take)((problem.data, cache), rows)
     difference = jax.jit(problem.objective.grad_difference)
-    whole = difference(x_hat, x_tilde, cache, batch, None)
-    part = difference(x_hat, x_tilde, cache, batch, block)
+    whole = difference(x_hat, x_tilde, cache, batch, None, alpha)
+    part = difference(x_hat, x_tilde, cache, batch, block, alpha)
     chex.assert_trees_all_close(whole, expected, **CLOSE)
     chex.assert_trees_all_close(part, expected[block], **CLOSE)
 

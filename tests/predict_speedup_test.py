@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asvrg import delays, estimators, sampling, simulate, virtual_clock
+from asvrg import delays, sampling, simulate, virtual_clock
 from asvrg.durations import constant, exponential
 from asvrg.errors import InputError
 from asvrg.types import Trace
@@ -119,7 +119,7 @@ def small_problem() -> tuple[Problem, sampling.Sampler, Phase]:
     small = problems.get("tanh_deep")
     problem_ = Problem(small.objective, small.x0, small.data, small.data)
     sampler = sampling.sampler(problems.NUM_SAMPLES, small.objective.dim, batch_size=2, seed=3)
-    return problem_, sampler, Phase(estimators.svrg, Step(0.1, 0.0), 3)
+    return problem_, sampler, Phase("svrg", Step(0.1, 0.0), 3)
 
 
 def test_the_curve_of_one_worker_is_that_of_the_serial_run() -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from asvrg import estimators
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Trace
 from experiments import recording, traces
@@ -22,7 +21,7 @@ EVALUATION = Evaluation(0.1, 0.2, 0.3, 0.4, 1 / 3)
 CONFIG = {"flags": {"lr": 1.0}, "resolved": {"num_threads": 3}, "started": "now"}
 TRACE = Trace(np.array([0, 1], np.int32), np.array([0, 0], np.int32), sees_own=True)
 TRAIN = (np.ones((4, 2)), np.arange(4))
-PHASE = Phase(estimators.sgd, Step(0.5, 0.0), 9)
+PHASE = Phase("sgd", Step(0.5, 0.0), 9)
 
 
 def a_state(epoch: int, trace: Trace | None = None) -> EpochResult:

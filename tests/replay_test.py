@@ -26,6 +26,7 @@ EXACT = {
     "float64": ("--dtype=float64", "--activation=tanh", "--hidden=8,6"),
     "groups": ("--driver=simulate", "--delays=uniform", "--delay=6", "--read_groups=4"),
     "round robin": ("--driver=simulate", "--num_threads=5", "--seed=3"),
+    "alpha": ("--num_threads=3", "--alpha=0.8", "--alpha_epochs=2"),
 }
 
 

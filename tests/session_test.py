@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asvrg import estimators
 from asvrg.errors import DivergedError, InputError
 from asvrg.types import Driver, Snapshot, Trace
 from experiments import checkpoints, problem, recording, session
@@ -36,7 +35,7 @@ def train(tmp_path, monkeypatch):
 
         monkeypatch.setattr(problem, "evaluate", evaluate)
         driver = Driver(lambda x: Snapshot(), lambda x, *_: (x + 1, TRACE), lambda x: None, 3, 20)
-        phases = [Phase(estimators.sgd, Step(1.0, 0.0), epochs) for epochs in (1, num_epochs)]
+        phases = [Phase("sgd", Step(1.0, 0.0), epochs) for epochs in (1, num_epochs)]
         begun = []
         fake = problem.Problem(objective=None, x0=np.ones(2), train=None, test=None)
         with recording.Recorder(

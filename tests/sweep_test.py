@@ -43,28 +43,31 @@ def runs(block_size: int | None) -> list[simulate.Run]:
     ]
 
 
-@pytest.mark.parametrize("block_size", [None, 2])
-@pytest.mark.parametrize("segment", [7, 4_096])
+@pytest.mark.parametrize(
+    ("block_size", "segment", "alpha"),
+    [(None, 7, None), (2, 7, None), (None, 4_096, None), (2, 4_096, lambda epoch: 1 / (1 + epoch))],
+)
 def test_every_run_is_what_it_is_alone(
-    block_size: int | None, segment: int, monkeypatch: pytest.MonkeyPatch
+    block_size: int | None, segment: int, alpha, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    svrg = SVRG._replace(alpha=alpha)
     monkeypatch.setattr(sampling, "SEGMENT", segment)
     together = list(
         simulate.sweep(
-            SVRG, PROBLEM.data, runs(block_size), inner_steps=M, num_epochs=3, observe=observer
+            svrg, PROBLEM.data, runs(block_size), inner_steps=M, num_epochs=3, observe=observer
         )
     )
     for i, run in enumerate(runs(block_size)):
-        driver = simulate.driver(SVRG, DATA, run.sampler, inner_steps=M, trace=run.trace)
+        driver = simulate.driver(svrg, DATA, run.sampler, inner_steps=M, trace=run.trace)
         results = training.run(driver, training.start(run.x0), schedule=run.schedule, num_epochs=3)
         for alone, swept in zip(results, together, strict=True):
             np.testing.assert_allclose(swept.x[i], alone.x, rtol=1e-12, atol=1e-14)
         x, epoch = together[1].x[i], 2
         trace = delays.none(M) if run.trace is None else run.trace(epoch)
-        snapshot = SVRG.prepare(x, DATA, map)
+        snapshot = svrg.prepare(x, DATA, map)
         lr = run.schedule(epoch)
         _, seen = simulate.replay(
-            SVRG, x, snapshot, DATA, run.sampler, trace, epoch=epoch, lr=lr, observe=observer
+            svrg, x, snapshot, DATA, run.sampler, trace, epoch=epoch, lr=lr, observe=observer
         )
         for name, expected in seen.items():
             found = together[epoch].observations[name][i]

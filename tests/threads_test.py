@@ -19,6 +19,7 @@ from asvrg import delays, estimators, objectives, sampling, schedules, training
 from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
+from asvrg.schedules import Schedule
 from asvrg.types import Delta, Driver, Objective, Snapshot
 from tests import problems
 from tests.problems import Problem
@@ -84,10 +85,13 @@ def svrg_of(objective: Objective) -> Estimator:
     return estimators.svrg(objective)
 
 
-def svrg_driver(module, problem: Problem, block_size: int | None, **options) -> Driver:
+def svrg_driver(
+    module, problem: Problem, block_size: int | None, *, alpha: Schedule | None = None, **options
+) -> Driver:
     n, d = problems.NUM_SAMPLES, problem.objective.dim
     spec = sampling.sampler(n, d, batch_size=2, block_size=block_size, seed=6)
-    return module.driver(svrg_of(problem.objective), problem.data, spec, **options)
+    estimator = svrg_of(problem.objective)._replace(alpha=alpha)
+    return module.driver(estimator, problem.data, spec, **options)
 
 
 def epochs(driver: Driver, x0: np.ndarray, lr: float, num_epochs: int) -> list:
@@ -96,17 +100,22 @@ def epochs(driver: Driver, x0: np.ndarray, lr: float, num_epochs: int) -> list:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "block_size"),
-    [("relu", "float32", None), ("tanh_by_autodiff", "float64", None), ("relu", "float32", 3)],
+    ("name", "dtype", "block_size", "alpha"),
+    [
+        ("relu", "float32", None, None),
+        ("tanh_by_autodiff", "float64", None, None),
+        ("relu", "float32", 3, None),
+        ("relu", "float32", 3, lambda epoch: 0.7 - 0.3 * epoch),
+    ],
 )
-def test_one_thread_is_the_serial_simulation_bit_for_bit(name, dtype, block_size) -> None:
+def test_one_thread_is_the_serial_simulation_bit_for_bit(name, dtype, block_size, alpha) -> None:
     """Whatever the windows: of 1, of 12 with 1 left over, and one for all 37."""
     problem = problems.get(name, dtype)
-    serial = svrg_driver(simulate, problem, block_size, inner_steps=37)
+    serial = svrg_driver(simulate, problem, block_size, alpha=alpha, inner_steps=37)
     expected = [result.x for result in epochs(serial, problem.x0, 0.1, 2)]
     for read_period in (1, 12, 50):
         options = {"inner_steps": 37, "num_threads": 1, "read_period": read_period}
-        driver = svrg_driver(threads, problem, block_size, **options)
+        driver = svrg_driver(threads, problem, block_size, alpha=alpha, **options)
         found = [result.x for result in epochs(driver, problem.x0, 0.1, 2)]
         np.testing.assert_array_equal(found, expected, f"read_period = {read_period}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asvrg import delays, estimators, training
+from asvrg import delays, training
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Shard, Times, Trace
 from experiments import traces
@@ -18,7 +18,7 @@ from experiments.traces import spill, storage
 
 CONFIG = {"flags": {"seed": 1}, "resolved": {}, "program": "train_shared"}
 TRAIN = (np.arange(12.0).reshape(6, 2), np.arange(6))
-PHASE = Phase(estimators.svrg, Step(0.1, 0.5), 9)
+PHASE = Phase("svrg", Step(0.1, 0.5), 9)
 SHARDS = (
     Shard(np.array([0, 2, 4], np.int32), 1.25),
     Shard(np.array([5, 1, 3], np.int32), 0.75),

@@ -16,6 +16,7 @@ from asvrg.drivers.mpi.worker import Worker
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
 from asvrg.sampling import Stream
+from asvrg.schedules import Schedule
 from asvrg.types import Shard, Snapshot
 from tests import problems
 from tests.problems import Problem
@@ -74,10 +75,18 @@ class Line:
         return [payload for tag, payload in self.heard if tag is Tag.GRAD]
 
 
-def run(script: Script, plan: Plan, problem: Problem, *, rank: int = 1, methods=("svrg",)) -> Line:
+def run(
+    script: Script,
+    plan: Plan,
+    problem: Problem,
+    *,
+    rank: int = 1,
+    methods=("svrg",),
+    alpha: Schedule | None = None,
+) -> Line:
     """What the server hears from a worker in a script that ends with STOP."""
     name = next(name for name in problems.NAMES if problems.get(name) is problem)
-    chosen = [estimator_of(method, name) for method in methods]
+    chosen = [estimator_of(method, name)._replace(alpha=alpha) for method in methods]
     line = Line([*script, STOP])
     Worker(line, plan, chosen, problem.data, rank, None).run()
     return line
@@ -99,6 +108,7 @@ def expected_directions(
     epoch: int = 0,
     stream: int = 0,
     skip: int = 0,
+    alpha: float = 1.0,
 ) -> list[np.ndarray]:
     """Equation (5) by the formulas of the problem; without x_tilde the mini-batch gradient."""
     draws = Stream(plan.sampler, epoch, stream, shard).take(skip + len(x_hats))
@@ -106,9 +116,9 @@ def expected_directions(
     for i, x_hat in enumerate(x_hats, skip):
         gradient = problems.sample_grads(problem, x_hat)
         if x_tilde is not None:
-            gradient = gradient - problems.sample_grads(problem, x_tilde)
+            gradient = gradient - alpha * problems.sample_grads(problem, x_tilde)
         v = draws.weight[i] * gradient[draws.batch[i]].mean(0)
-        expected.append(v if full_grad is None else v + full_grad)
+        expected.append(v if full_grad is None else v + alpha * full_grad)
     return expected
 
 
@@ -247,6 +257,26 @@ def test_it_takes_the_estimator_that_the_server_names() -> None:
     expected = [
         *expected_directions(problem, plan, shard, x_hats[:3]),
         *expected_directions(problem, plan, shard, x_hats[3:], epoch=1, **at),
+    ]
+    np.testing.assert_allclose(line.directions, expected, rtol=0, atol=1e-12)
+
+
+def test_its_coefficient_is_that_of_the_epoch() -> None:
+    problem = problems.get("tanh_deep")
+    plan = plan_of(problem)
+    x_hats = points(problem, 4)
+    full_grad = np.linspace(0, 1, len(problem.x0))
+    prepare = ((Tag.PREPARE, (0, 2), problem.x0), (Tag.FULL, (), full_grad))
+    script: Script = [
+        *(*prepare, (Tag.GRANT, (0, 2, 0), None), *x_hats[:2]),
+        *(*prepare, (Tag.GRANT, (3, 2, 0), None), *x_hats[2:]),
+    ]
+    line = run(script, plan, problem, alpha=lambda epoch: 0.5 - 0.1 * epoch)
+    shard = plan.shard(plan.shards[0], 2)
+    at = {"x_tilde": problem.x0, "full_grad": full_grad}
+    expected = [
+        *expected_directions(problem, plan, shard, x_hats[:2], alpha=0.5, **at),
+        *expected_directions(problem, plan, shard, x_hats[2:], alpha=0.2, epoch=3, **at),
     ]
     np.testing.assert_allclose(line.directions, expected, rtol=0, atol=1e-12)
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from asvrg.errors import InputError, check_count, check_real
+from asvrg.estimators import direction
 from asvrg.transforms.trees import at_least_single, copy, fit, inner, is_gap, known, placed
 from asvrg.types import PyTree
 
@@ -195,7 +196,12 @@ def svrg(
         noise = jax.tree.map(
             lambda g_s, mu: g_s.astype(mu.dtype) - mu, at_snapshot, state.full_grad
         )
-        v = jax.tree.map(lambda g, c: _corrected(g, c, coefficient), updates, noise)
+        v = jax.tree.map(
+            lambda g, g_s, mu: _corrected(g, g_s, mu, coefficient),
+            updates,
+            at_snapshot,
+            state.full_grad,
+        )
         return v, state._replace(
             step=optax.safe_increment(state.step),
             age=optax.safe_increment(state.age),
@@ -242,10 +248,11 @@ def refresh(opt_state: PyTree, params: PyTree, full_grad: PyTree) -> PyTree:
     return jax.tree.map(replace, opt_state, is_leaf=_is_svrg_state)
 
 
-def _corrected(g: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
-    wide = at_least_single(g, noise)
-    v = g.astype(wide) - alpha.astype(wide) * noise.astype(wide)
-    return v.astype(g.dtype)
+def _corrected(g: jax.Array, g_s: jax.Array, mu: jax.Array, alpha: jax.Array) -> jax.Array:
+    wide = at_least_single(g, mu)
+    alpha = alpha.astype(wide)
+    difference = g.astype(wide) - alpha * g_s.astype(wide)
+    return direction(difference, mu.astype(wide), alpha).astype(g.dtype)
 
 
 def _measured(

@@ -156,7 +156,7 @@ def _recorded(values: flags.FlagValues) -> Source:
     num_epochs = min(len(run.traces) for _, run in found)
     if launch.given(values, "num_epochs"):
         num_epochs = check_count("--num_epochs", values.num_epochs)
-    phase = Phase(methods.estimator(given["method"]), step, num_epochs)
+    phase = Phase(given["method"], step, num_epochs, methods.recorded_alpha(given))
     by_workers = {run.num_workers: run for _, run in found}
     if len(by_workers) < len(found):
         raise InputError("--runs must have a different K each, got the same twice.")

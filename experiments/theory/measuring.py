@@ -14,7 +14,7 @@ from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Trace
-from experiments import checkpoints, problem, recording
+from experiments import checkpoints, methods, problem, recording
 from experiments.problem import Problem
 from experiments.theory import smooth_problems
 
@@ -209,6 +209,8 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
     uncovered = []
     if stored["method"] == "sgd":
         uncovered.append("it is SGD's, and the theorems are SVRG's")
+    elif methods.recorded_alpha(stored) != methods.Alpha():
+        uncovered.append("its correction has a coefficient, and the theorems have none")
     if steps["decay"] != 0:
         uncovered.append("its step decays, and the theorems have a constant one")
     if stored.get("delay_adaptive"):

@@ -95,7 +95,7 @@ class TraceWriter:
             self._x0 = None
         epoch = Epoch(
             number=state.epoch,
-            estimator=phase.make_estimator.__name__,
+            estimator=phase.estimator,
             lr=float(phase.schedule(state.epoch - 1)),
             before=self._before,
             after=storage.digest(state.x),

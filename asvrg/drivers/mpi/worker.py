@@ -190,7 +190,8 @@ class Worker:
                 case Tag.FULL:
                     self._full_grad = self._read(packet)
                 case Tag.GRANT:
-                    self._iterate(self._draw(number, second, int(packet.header[2])), second)
+                    draws = self._draw(number, second, int(packet.header[2]))
+                    self._iterate(self._snapshot(number), draws, second)
                 case Tag.STOP:
                     return
                 case _:
@@ -216,9 +217,9 @@ class Worker:
             self._sum({size: units._replace(number=0) for size, units in groups.items()})
         draws = Stream(self._plan.sampler, 0, 0, self._shard).take(GRANT)
         if self._exchange is None:
-            self._direction(draws, 0)
+            self._direction(self._snapshot(0), draws, 0)
             return
-        self._exchange.loop(self._estimator, self._x_tilde, self._snapshot(), self._data, draws, 0)
+        self._iterate(self._snapshot(0), draws, 0)
         if collective:
             self._exchange.trace_snapshot(
                 self._estimator, self._x_tilde, self._data, self._cache, groups
@@ -253,10 +254,11 @@ class Worker:
             by_size(self._plan, self._units),
         )
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, epoch: int) -> Snapshot:
         if self._estimator.grad_and_cache is None:
             return Snapshot()
-        return Snapshot(self._x_tilde, self._full_grad, self._cache)
+        snapshot = Snapshot(self._x_tilde, self._full_grad, self._cache)
+        return self._estimator.in_epoch(snapshot, epoch)
 
     def _draw(self, epoch: int, count: int, stream: int) -> Draws:
         """The next draws of a stream, padded to GRANT of them."""
@@ -268,22 +270,18 @@ class Worker:
             lambda leaf: np.concatenate([leaf, leaf[:1].repeat(GRANT - count, 0)]), draws
         )
 
-    def _iterate(self, draws: Draws, count: int) -> None:
+    def _iterate(self, snapshot: Snapshot, draws: Draws, count: int) -> None:
         """Receives x_hat and sends v, `count` times."""
         if self._exchange is not None:
-            self._exchange.loop(
-                self._estimator, self._x_tilde, self._snapshot(), self._data, draws, count
-            )
+            self._exchange.loop(self._estimator, self._x_tilde, snapshot, self._data, draws, count)
             return
         for i in range(count):
             self._line.receive_vector(self._buffer)
-            self._line.send_vector(self._direction(draws, i))
+            self._line.send_vector(self._direction(snapshot, draws, i))
 
-    def _direction(self, draws: Draws, i: int) -> np.ndarray:
+    def _direction(self, snapshot: Snapshot, draws: Draws, i: int) -> np.ndarray:
         draw = jax.tree.map(lambda leaf: leaf[i], draws)
-        return np.asarray(
-            _estimate(self._estimator, self._buffer, self._snapshot(), self._data, draw)
-        )
+        return np.asarray(_estimate(self._estimator, self._buffer, snapshot, self._data, draw))
 
 
 @functools.partial(jax.jit, static_argnames="estimator")

@@ -142,6 +142,7 @@ def replay(
     delays.check(trace)
     sampling.check_dim(sampler, x)
     delays.check_longest(trace, max_delay)
+    snapshot = estimator.in_epoch(snapshot, epoch)
     x, m = jnp.asarray(x), len(trace.worker)
     rate = np.asarray(lr, x.dtype)
     streams = sampling.streams(sampler, epoch, trace)

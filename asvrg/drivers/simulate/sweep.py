@@ -116,7 +116,8 @@ def sweep(
     for epoch in range(num_epochs):
         traces = [_trace(run, epoch, inner_steps, max_delay) for run in runs]
         rates = np.stack([check_rate(run.schedule(epoch), x.dtype) for run in runs])
-        snapshots = _prepare(estimator, x, data)
+        snapshots = estimator.in_epoch(_prepare(estimator, x, data), epoch)
+        snapshots = snapshots._replace(alpha=np.broadcast_to(snapshots.alpha, len(runs)))
         x, seen = _inner_loop(
             estimator, x, snapshots, data, runs, traces, epoch, rates, max_delay, observe
         )

@@ -117,11 +117,12 @@ def driver(
         buffer = shared_buffer(x)
         streams = [Stream(sampler, epoch, worker) for worker in range(num_threads)]
         claims = Claims(inner_steps, read_period, max_delay=max_delay, scaled=delay_adaptive)
+        snapshot = estimator.in_epoch(snapshot, epoch)
         loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr, claims)
         return buffer, loop.run(read, write, concurrency)
 
     def warm_up(x: Array) -> None:
-        snapshot = prepare(x)
+        snapshot = estimator.in_epoch(prepare(x), 0)
         stream = Stream(sampler, 0, 0)
         for count in {min(read_period, inner_steps), inner_steps % read_period} - {0}:
             claims = Claims(count, read_period)

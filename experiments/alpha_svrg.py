@@ -1,0 +1,323 @@
+"""alpha-SVRG beside SVRG and SGD on a deep network, at equal budgets, through asvrg.transforms.
+
+    python -m experiments.alpha_svrg --out_dir=FOLDER
+
+About ten minutes on two cores: MNIST (10,000 samples) and a fully connected ReLU network of seven
+layers; --dataset=digits for who has no file of MNIST. The methods: SGD; SVRG, v = g - (g_s - mu);
+alpha-SVRG, v = g - alpha (g_s - mu) with an alpha that falls linearly to 0 over the run, from 0.5
+and from 1. They make equally many updates, with the same mini-batches. As a snapshot and a second
+gradient in every update cost SVRG three times the gradients, there is SGD with as many gradients
+too: with a larger batch (sgd_batch), and with more epochs (sgd_epochs).
+
+Every method has the step of --lr with which its training loss ends lowest with a seed that is used
+for nothing else. In the folder: curves.csv (every epoch of every run), steps.csv (the last epochs
+of the search for the steps), curves.png and config.json. The same command gives the same csv files.
+
+Source: Yin et al. (2025), A coefficient makes SVRG effective, ICLR 2025, for alpha-SVRG.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from absl import flags
+from tqdm import tqdm
+
+from asvrg import mlp
+from asvrg.errors import DivergedError, InputError, check_count, check_real
+from experiments import launch, problem, provenance, recording, tables
+from experiments.deep import drawing, runs
+from experiments.deep.runs import Method, Row, Setting
+
+CURVES, STEPS, FIGURE = "curves.csv", "steps.csv", "curves.png"
+HIDDEN = ["100"] * 6
+ALPHAS_AT_MOST = len(drawing.OF_ALPHA)
+
+
+class Job(NamedTuple):
+    """One run: a method with a step and a seed."""
+
+    method: Method
+    lr: float
+    seed: int
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds all flags of this binary."""
+    problem.define_flags(values, l2=0.0)
+    values.set_default("dataset", "mnist")
+    values.set_default("hidden", HIDDEN)
+    flags.DEFINE_integer("batch_size", 100, "b, samples of a mini-batch.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_epochs", 24, "Epochs, of n / b updates and one snapshot each.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "lr",
+        ["0.05", "0.1", "0.2", "0.4", "0.8"],
+        "Steps that are tried, each method's best of which is used.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "lr_schedule",
+        "cosine",
+        runs.SCHEDULES,
+        "Whether the step falls to 0 over a run, along a cosine.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "alpha", ["0.5", "1"], "What alpha of alpha-SVRG begins with.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_seeds", 3, "Runs of each method, with other x^0 and draws.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_threads", None, "Runs side by side. Default: all cores.", flag_values=values
+    )
+    recording.define_out_dir(values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Searches for the steps, runs every method, prints the outcome, writes csv, png and json."""
+    for name in ("batch_size", "num_epochs", "num_seeds"):
+        check_count(f"--{name}", values[name].value)
+    num_threads = len(os.sched_getaffinity(0))
+    if values.num_threads is not None:
+        num_threads = check_count("--num_threads", values.num_threads)
+    tried = reals(values, "lr")
+    alphas = reals(values, "alpha")
+    if len(alphas) > ALPHAS_AT_MOST:
+        raise InputError(f"--alpha must have at most {ALPHAS_AT_MOST} entries, got {len(alphas)}.")
+    problem_ = problem.from_flags(values)
+    n = len(problem_.train[1])
+    if 3 * values.batch_size > n:
+        raise InputError(
+            f"--batch_size must be at most a third of the {n} samples, as SGD is run with three "
+            f"times as many, too; got {values.batch_size}."
+        )
+    setting = make_setting(values, problem_)
+    folder = recording.claim_folder(values.out_dir, "alpha_svrg", holds=CURVES)
+    m = setting.inner_steps
+    methods = runs.of_equal_budgets(n, m, values.batch_size, values.num_epochs, alphas)
+    compiled = {method: runs.make_epoch(setting, method) for method in methods}
+    seeds = range(values.seed, values.seed + values.num_seeds)
+
+    def carry_out(job: Job, tick: Callable[[int], None]) -> list[Row]:
+        done: list[Row] = []
+        for row in runs.run(setting, job.method, compiled[job.method], job.lr, job.seed):
+            tick(row.grad_evals - (done[-1].grad_evals if done else 0))
+            done.append(row)
+        return done
+
+    def cost(jobs: Sequence[Job]) -> int:
+        return sum(runs.grad_evals(j.method, n, m) * j.method.num_epochs for j in jobs)
+
+    search = [Job(method, lr, seeds.stop) for method in methods for lr in tried]
+    total = cost(search) + cost([Job(method, 0.0, s) for method in methods for s in seeds])
+    with tqdm(
+        total=total,
+        unit="grad",
+        unit_scale=True,
+        file=sys.stderr,
+        mininterval=0.2 if sys.stderr.isatty() else 5.0,
+    ) as bar:
+        found = side_by_side(carry_out, search, num_threads, bar)
+        ends = [of_job[-1] for of_job in found]
+        chosen = {method: best_step(method, ends) for method in methods}
+        jobs = [Job(method, chosen[method], seed) for method in methods for seed in seeds]
+        rows = [row for of_job in side_by_side(carry_out, jobs, num_threads, bar) for row in of_job]
+    resolved = {
+        "num_train": n,
+        "dim": setting.objective.dim,
+        "layers": len(values.hidden) + 1,
+        "inner_steps": m,
+        "seed of the search": seeds.stop,
+        "lr": {method.name: lr for method, lr in chosen.items()},
+    }
+    recording.write_config(folder, provenance.describe(values, resolved))
+    tables.write_csv(folder / STEPS, ends)
+    tables.write_csv(folder / CURVES, rows)
+    title = (
+        f"{values.dataset}, n {n}; {resolved['layers']} layers, {values.activation}, "
+        f"d {setting.objective.dim}; b {values.batch_size}, m {m}, {values.lr_schedule} step; "
+        f"mean and range of {values.num_seeds} seeds"
+    )
+    drawing.draw(folder / FIGURE, methods, rows, n, title)
+    print(summary(methods, rows, n, tried))
+    print(f"\nresults  {folder}")
+    return 0
+
+
+def reals(values: flags.FlagValues, name: str) -> list[float]:
+    """The numbers in a flag that is a list.
+
+    Args:
+      values: parsed.
+      name: of the flag, without dashes.
+
+    Returns:
+      Different numbers above 0, in rising order.
+
+    Raises:
+      InputError: it is empty, or an entry is no finite number above 0.
+    """
+    found = set()
+    for entry in values[name].value or ():
+        try:
+            number: float | str = float(entry)
+        except ValueError:
+            number = entry
+        found.add(check_real(f"every entry of --{name}", number, above=True))
+    if not found:
+        raise InputError(f"--{name} must be numbers with commas between, got none.")
+    return sorted(found)
+
+
+def make_setting(values: flags.FlagValues, problem_: problem.Problem) -> Setting:
+    """What all runs have in common.
+
+    Args:
+      values: parsed, with this binary's flags.
+      problem_: from them.
+
+    Returns:
+      A Setting, whose m is one pass over the samples.
+    """
+    inputs, labels = problem_.train
+    last = [matrix.shape[1] for matrix in problem_.objective.unravel(problem_.x0)]
+    sizes = (inputs.shape[1], *last)
+
+    def make_x0(seed: int) -> jax.Array:
+        return mlp.init(
+            jax.random.key(seed), sizes, activation=values.activation, dtype=values.dtype
+        )
+
+    return Setting(
+        objective=problem_.objective,
+        train=problem_.train,
+        test=problem_.test,
+        make_x0=make_x0,
+        inner_steps=len(labels) // values.batch_size,
+        schedule=values.lr_schedule,
+    )
+
+
+def side_by_side(
+    carry_out: Callable[[Job, Callable[[int], None]], list[Row]],
+    jobs: Sequence[Job],
+    num_threads: int,
+    bar: tqdm,
+) -> list[list[Row]]:
+    """Does jobs on threads; compiled code runs without the interpreter lock.
+
+    Args:
+      carry_out: a job, and a function to call with the gradients computed -> rows.
+      jobs: at least one.
+      num_threads: how many of them at once.
+      bar: of the progress.
+
+    Returns:
+      The rows of each job, in the order of the jobs.
+    """
+    stop = threading.Event()
+
+    def tick(count: int) -> None:
+        if stop.is_set():
+            raise concurrent.futures.CancelledError
+        bar.update(count)
+
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        # The longest first, so that no thread is left with one of them in the end.
+        order = sorted(range(len(jobs)), key=lambda i: -jobs[i].method.num_epochs)
+        futures = {i: pool.submit(carry_out, jobs[i], tick) for i in order}
+        try:
+            for future in concurrent.futures.as_completed(futures.values()):
+                future.result()
+                launch.raise_if_interrupted()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [futures[i].result() for i in range(len(jobs))]
+
+
+def best_step(method: Method, ends: Sequence[Row]) -> float:
+    """The step with the smallest training loss in the end.
+
+    Args:
+      method: whose step it is.
+      ends: the last rows of the search.
+
+    Returns:
+      The step.
+
+    Raises:
+      DivergedError: all of its runs left the finite numbers.
+    """
+    finite = [r for r in ends if r.method == method.name and math.isfinite(r.train_loss)]
+    if not finite:
+        raise DivergedError(
+            f"{method.name} left the finite numbers with every step of --lr; try smaller ones."
+        )
+    return min(finite, key=lambda row: row.train_loss).lr
+
+
+def summary(
+    methods: Sequence[Method], rows: Sequence[Row], num_samples: int, tried: Sequence[float]
+) -> str:
+    """The outcome in lines of text.
+
+    Args:
+      methods: of the rows.
+      rows: of curves.csv.
+      num_samples: n.
+      tried: the steps.
+
+    Returns:
+      A table of the methods in the end, and how the losses compare, seed by seed.
+    """
+    ends = {
+        method.name: [
+            row for row in rows if row.method == method.name and row.epoch == method.num_epochs
+        ]
+        for method in methods
+    }
+
+    def spread(entries: Sequence[float], form: str) -> str:
+        mean = sum(entries) / len(entries)
+        return f"{mean:{form}} ({min(entries):{form}} to {max(entries):{form}})"
+
+    lines = ["in the end, mean (smallest to largest) of the seeds", ""]
+    lines.append(
+        f"{'':<16} {'step':<6} {'updates':>7} {'grads/n':>7}  {'training loss':<31} "
+        f"{'test error, %':<21} ||grad f||^2"
+    )
+    for name, last in ends.items():
+        edge = "*" if len(tried) > 1 and last[0].lr in (tried[0], tried[-1]) else ""
+        lines.append(
+            f"{name:<16} {f'{last[0].lr:g}{edge}':<6} {last[0].updates:>7} "
+            f"{last[0].grad_evals / num_samples:>7.1f}  "
+            f"{spread([row.train_loss for row in last], '.3e'):<31} "
+            f"{spread([100 * row.test_error for row in last], '.2f'):<21} "
+            f"{spread([row.grad_norm_sq for row in last], '.1e')}"
+        )
+    if any("*" in line for line in lines):
+        lines.append("* the smallest or the largest of --lr")
+    lines.append("\ntraining loss as a multiple of another method's, same seed")
+    for name in [method.name for method in methods if method.alpha is not None]:
+        for other in [method.name for method in methods if method.name != name]:
+            ratios = [
+                a.train_loss / b.train_loss for a, b in zip(ends[name], ends[other], strict=True)
+            ]
+            lines.append(f"  {name:<16} of {other:<16} {spread(ratios, '.3g')}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    launch.start(main, define_flags)
