@@ -34,8 +34,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True)
 def _doctests_print_what_a_reader_gets(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Doctests run in jax's default precision, as a reader would type them."""
+    """Doctests run in jax's default precision and promotion, as a reader would type them."""
     is_doctest = isinstance(request.node, pytest.DoctestItem)
     jax.config.update("jax_enable_x64", not is_doctest)
+    jax.config.update("jax_numpy_dtype_promotion", "standard" if is_doctest else "strict")
     yield
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -7,6 +7,7 @@ from asvrg import (
     delays,
     durations,
     estimators,
+    fitting,
     mlp,
     objectives,
     sampling,
@@ -20,6 +21,7 @@ from asvrg import (
 from asvrg.drivers import simulate, threads
 from asvrg.errors import DivergedError, InputError
 from asvrg.estimators import Estimator
+from asvrg.fitting import FitEpoch, FitResult, fit, fit_epochs
 from asvrg.transforms import random_block, svrg
 from asvrg.types import (
     Delta,
@@ -39,6 +41,8 @@ __all__ = [
     "Driver",
     "EpochResult",
     "Estimator",
+    "FitEpoch",
+    "FitResult",
     "InputError",
     "Objective",
     "Snapshot",
@@ -47,6 +51,9 @@ __all__ = [
     "delays",
     "durations",
     "estimators",
+    "fit",
+    "fit_epochs",
+    "fitting",
     "mlp",
     "objectives",
     "random_block",

@@ -45,6 +45,11 @@ FLOORS = [
     {"asvrg.drivers.threads.buffer", "asvrg.drivers.threads.claims"},
     {"asvrg.drivers", "asvrg.drivers.simulate", "asvrg.drivers.threads", "asvrg.drivers.mpi"},
     {"asvrg.training"},
+    {"asvrg.fitting.inputs"},
+    {"asvrg.fitting.automatic"},
+    {"asvrg.fitting.loop"},
+    {"asvrg.fitting.epochs"},
+    {"asvrg.fitting"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FACADE = "asvrg"  # collects the public names, so it imports from every floor

@@ -1,0 +1,185 @@
+"""The arguments of `asvrg.fit`: checked, completed by what is not given, and handed to the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from asvrg import estimators, objectives, sampling, schedules
+from asvrg.drivers import simulate, threads
+from asvrg.errors import InputError, check_choice, check_count, check_real
+from asvrg.estimators import Estimator
+from asvrg.fitting import inputs, loop
+from asvrg.fitting.inputs import SampleFn
+from asvrg.fitting.loop import FitEpoch, MakeDriver, Phase, Plan, Settings
+from asvrg.sampling import Sampler
+from asvrg.schedules import Schedule
+from asvrg.types import Data, Driver, Objective, PyTree
+
+METHODS = ("svrg", "sgd", "sgd_svrg")
+DRIVERS = ("serial", "threads")
+BATCH_SIZE = 10
+READ_PERIOD = 4
+
+
+def fit_epochs(
+    loss: SampleFn | Objective,
+    params: PyTree,
+    data: Data,
+    *,
+    method: str = "svrg",
+    driver: str | MakeDriver = "serial",
+    num_epochs: int = 20,
+    batch_size: int | None = None,
+    block_size: int | None = None,
+    inner_steps: int | None = None,
+    lr: float | Schedule | None = None,
+    alpha: float | Schedule = 1.0,
+    pretrain_epochs: int | None = None,
+    num_workers: int | None = None,
+    read_period: int | None = None,
+    error: SampleFn | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    chunk_size: int = objectives.CHUNK_SIZE,
+) -> Iterator[FitEpoch]:
+    """The epochs of `asvrg.fit` one by one, for a loop of one's own.
+
+    The arguments are checked in the call; what takes time happens when the first epoch is asked
+    for. What the loop does between two epochs is not timed, and it may stop at any of them.
+
+    Args:
+      loss: (params, sample) -> scalar, f_i; or an Objective; more on all arguments in `asvrg.fit`.
+      params: where to start.
+      data: a pytree of arrays [n, ...].
+      method: "svrg", "sgd" or "sgd_svrg".
+      driver: "serial", "threads", or a function that makes a Driver.
+      num_epochs: S, at most.
+      batch_size: b.
+      block_size: B.
+      inner_steps: m.
+      lr: eta, or a function of the epoch s; automatic.
+      alpha: coefficient of the variance reduction, or a function of the epoch s.
+      pretrain_epochs: those of SGD with "sgd_svrg".
+      num_workers: K, the threads with "threads".
+      read_period: a thread's updates from one read of x to the next.
+      error: (params, sample) -> 0 or 1, for the history.
+      seed: of the draws.
+      tolerance: of ||grad f||^2, where the run ends.
+      chunk_size: samples at once in passes over all data.
+
+    Yields:
+      A FitEpoch before training, then one after every epoch.
+
+    Raises:
+      InputError: as `asvrg.fit`.
+      DivergedError: as `asvrg.fit`.
+      DriverError: a worker of the driver failed.
+
+    >>> import jax.numpy as jnp
+    >>> data = jnp.arange(4.0)
+    >>> for epoch in fit_epochs(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()), data, lr=0.5):
+    ...     if epoch.grad_norm_sq < 1e-3:
+    ...         break
+    >>> epoch.epoch, round(epoch.loss, 3)
+    (6, 0.625)
+    """
+    check_choice("method", method, METHODS)
+    check_count("num_epochs", num_epochs)
+    check_count("seed", seed, least=0)
+    check_count("chunk_size", chunk_size)
+    if tolerance is not None:
+        check_real("tolerance", tolerance, above=True)
+    if not callable(driver):
+        check_choice("driver, where it is no function,", driver, DRIVERS)
+    if driver != "threads":
+        _refuse({"num_workers": num_workers, "read_period": read_period}, 'driver="threads"')
+    if method != "sgd_svrg":
+        _refuse({"pretrain_epochs": pretrain_epochs}, 'method="sgd_svrg"')
+    if method == "sgd":
+        _refuse({"alpha": None if alpha == 1 else alpha}, 'method="svrg" or "sgd_svrg"')
+    schedule = None
+    if lr is not None:
+        schedule = lr if callable(lr) else schedules.constant(lr)
+    problem = inputs.check(loss, params, data, error)
+    n = problem.num_samples
+    b = min(BATCH_SIZE, n) if batch_size is None else batch_size
+    sampler = sampling.sampler(
+        n, problem.objective.dim, batch_size=b, block_size=block_size, seed=seed
+    )
+    settings = Settings(
+        num_samples=n,
+        dim=sampler.dim,
+        batch_size=b,
+        block_size=sampler.block_size,
+        inner_steps=-(-n // b) if inner_steps is None else check_count("inner_steps", inner_steps),
+        num_workers=None if callable(driver) else 1,
+        read_period=None,
+        pretrain_epochs=0,
+    )
+    if method == "sgd_svrg":
+        settings = settings._replace(pretrain_epochs=_pretrain_epochs(pretrain_epochs, num_epochs))
+    make_driver = driver if callable(driver) else _serial
+    if driver == "threads":
+        settings = settings._replace(
+            num_workers=check_count(
+                "num_workers", _cores() if num_workers is None else num_workers
+            ),
+            read_period=check_count(
+                "read_period", READ_PERIOD if read_period is None else read_period
+            ),
+        )
+        make_driver = _threaded(settings)
+    sgd = Phase(estimators.sgd(problem.objective), True, settings.pretrain_epochs)
+    svrg = Phase(
+        estimators.svrg(problem.objective, alpha=alpha, chunk_size=chunk_size), False, num_epochs
+    )
+    phases = {
+        "sgd": [sgd._replace(num_epochs=num_epochs)],
+        "svrg": [svrg],
+        "sgd_svrg": [sgd, svrg],
+    }[method]
+    return loop.run(
+        Plan(problem, settings, phases, make_driver, sampler, schedule, tolerance, chunk_size)
+    )
+
+
+def _refuse(arguments: dict[str, object], owner: str) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise InputError(f"{name} must be left out, as it belongs to {owner}, got {value!r}.")
+
+
+def _pretrain_epochs(given: int | None, num_epochs: int) -> int:
+    count = max(1, num_epochs // 4) if given is None else check_count("pretrain_epochs", given)
+    if count >= num_epochs:
+        raise InputError(
+            "num_epochs must exceed pretrain_epochs, as it counts all epochs, got "
+            f"{num_epochs} and {count}."
+        )
+    return count
+
+
+def _cores() -> int:
+    """The cores that this process may use, which not every system says."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _serial(estimator: Estimator, data: Data, sampler: Sampler, inner_steps: int) -> Driver:
+    return simulate.driver(estimator, data, sampler, inner_steps=inner_steps)
+
+
+def _threaded(settings: Settings) -> MakeDriver:
+    def make(estimator: Estimator, data: Data, sampler: Sampler, inner_steps: int) -> Driver:
+        return threads.driver(
+            estimator,
+            data,
+            sampler,
+            inner_steps=inner_steps,
+            num_threads=settings.num_workers or 1,
+            read_period=settings.read_period or 1,
+        )
+
+    return make

@@ -1,0 +1,264 @@
+"""The loop of `asvrg.fit`: one epoch after the other, each with a step that is checked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg import delays, objectives, training
+from asvrg.errors import DivergedError, InputError
+from asvrg.estimators import Estimator
+from asvrg.fitting import automatic, inputs
+from asvrg.fitting.automatic import Step
+from asvrg.fitting.inputs import Inputs
+from asvrg.objectives import Metrics
+from asvrg.sampling import Sampler
+from asvrg.schedules import Schedule
+from asvrg.types import Array, Data, Driver, EpochResult, PyTree, Trace
+
+# Together they divide the step by a million.
+MAX_HALVINGS = 20
+
+# (estimator, data, sampler, inner_steps) -> Driver
+MakeDriver = Callable[[Estimator, Data, Sampler, int], Driver]
+
+
+class Settings(NamedTuple):
+    """What a run is made with, given or chosen.
+
+    Attributes:
+      num_samples: n.
+      dim: d, the entries of params.
+      batch_size: b.
+      block_size: B; None if every update moves all of x.
+      inner_steps: m.
+      num_workers: K, the threads; 1 with the serial driver; None with a driver of the user's own.
+      read_period: a thread's updates from one read of x to the next; None without threads.
+      pretrain_epochs: those of SGD before SVRG begins.
+    """
+
+    num_samples: int
+    dim: int
+    batch_size: int
+    block_size: int | None
+    inner_steps: int
+    num_workers: int | None
+    read_period: int | None
+    pretrain_epochs: int
+
+
+class FitEpoch(NamedTuple):
+    """A run after an epoch; counts and seconds are sums over the epochs so far.
+
+    Epochs that were thrown away are in none of the counts; `halvings` says that there were some.
+
+    Attributes:
+      epoch: epochs done; 0 before training.
+      params: the parameters, in the structure and dtype that they were given in, as jax arrays.
+      loss: f, over all samples.
+      error: share of samples that `error` calls wrong, in [0, 1]; nan without it.
+      grad_norm_sq: ||grad f||^2.
+      lr: the step of this epoch; of epoch 0, that of the first.
+      smoothness: the estimate that an automatic step comes from; nan if lr was given, or the
+        Hessian is not finite.
+      halvings: how often this epoch was thrown away and done again with half the step.
+      seconds: wall-clock time of optimisation alone, with the estimates of the smoothness after the
+        first: no compilation, no evaluation.
+      updates: updates of x.
+      grad_evals: component gradients computed, as the theory counts them, without the estimates.
+      mean_delay: of the updates of this epoch, in updates; 0 in epoch 0.
+      max_delay: the largest of them.
+      trace: who computed which update from which x in this epoch; None in epoch 0.
+      settings: what the run is made with; the same in all epochs.
+    """
+
+    epoch: int
+    params: PyTree
+    loss: float
+    error: float
+    grad_norm_sq: float
+    lr: float
+    smoothness: float
+    halvings: int
+    seconds: float
+    updates: int
+    grad_evals: int
+    mean_delay: float
+    max_delay: int
+    trace: Trace | None
+    settings: Settings
+
+
+class Phase(NamedTuple):
+    """A part of a run with one estimator; it lasts until `num_epochs` epochs are done in all."""
+
+    estimator: Estimator
+    noisy: bool
+    num_epochs: int
+
+
+class Plan(NamedTuple):
+    """A run that is ready to start."""
+
+    inputs: Inputs
+    settings: Settings
+    phases: list[Phase]
+    make_driver: MakeDriver
+    sampler: Sampler
+    schedule: Schedule | None
+    tolerance: float | None
+    chunk_size: int
+
+
+def run(plan: Plan) -> Iterator[FitEpoch]:
+    """Algorithm 1 with the phases, steps and checks of a plan.
+
+    Args:
+      plan: what to run.
+
+    Yields:
+      A FitEpoch before training, then one after every epoch.
+
+    Raises:
+      InputError: the loss or its gradient are not finite at the start, an automatic step cannot be
+        chosen, or what the user hands in as functions gives something that is not accepted.
+      DivergedError: as `asvrg.fit`.
+      DriverError: a worker of the driver failed.
+
+    Source: Huo and Huang (2016), Algorithm 1.
+    """
+    state = training.start(plan.inputs.x0)
+    start = metrics = _evaluate(plan, state.x)
+    inputs.check_finite(start, plan.inputs.data)
+    step = _next_step(plan, state, metrics, None)
+    yield _record(plan, state, metrics, step, 0)
+    for phase in plan.phases:
+        driver = plan.make_driver(
+            phase.estimator, plan.inputs.data, plan.sampler, plan.settings.inner_steps
+        )
+        if not isinstance(driver, Driver):
+            raise InputError(
+                "driver must be a function that returns an asvrg.types.Driver, got one that "
+                f"returns {type(driver).__name__}."
+            )
+        while state.epoch < phase.num_epochs:
+            if plan.tolerance is not None and metrics.grad_norm_sq <= plan.tolerance:
+                return
+            if state.epoch:
+                begin = time.perf_counter()
+                step = _next_step(plan, state, metrics, step)
+                state = state._replace(seconds=state.seconds + time.perf_counter() - begin)
+            before = metrics
+            for halvings in itertools.count():
+                reached, metrics = _one_epoch(plan, driver, state, step.lr)
+                driver = driver._replace(warm_up=_nothing)
+                if _is_good(plan, phase, (start, before, metrics), (state.x, reached.x)):
+                    break
+                if plan.schedule is not None or halvings == MAX_HALVINGS:
+                    raise _diverged(plan, state.epoch + 1, step.lr)
+                step = step.half()
+            state = reached
+            yield _record(plan, state, metrics, step, halvings)
+
+
+def _next_step(plan: Plan, state: EpochResult, metrics: Metrics, last: Step | None) -> Step:
+    """The step of the epoch that begins."""
+    if plan.schedule is not None:
+        return Step(float(plan.schedule(state.epoch)))
+    if last is not None and not automatic.is_due(state.epoch, last):
+        return last
+    curvature = automatic.estimate(
+        plan.inputs.objective,
+        state.x,
+        plan.inputs.data,
+        seed=plan.sampler.seed,
+        chunk_size=plan.chunk_size,
+    )
+    workers, period = plan.settings.num_workers or 1, plan.settings.read_period or 0
+    delay = (workers - 1) * period if state.trace is None else _delays(state).mean()
+    smoothness = automatic.felt(curvature, plan.settings.batch_size, float(delay))
+    return automatic.next_step(last, smoothness, metrics, plan.settings.inner_steps)
+
+
+def _one_epoch(
+    plan: Plan, driver: Driver, state: EpochResult, lr: float
+) -> tuple[EpochResult, Metrics]:
+    """The state after one more epoch; the same state, and a loss of nan, if it diverges."""
+    results = training.run(driver, state, schedule=lambda epoch: lr, num_epochs=state.epoch + 1)
+    try:
+        reached = next(results)
+    except DivergedError:
+        return state, Metrics(math.nan, math.nan, math.nan)
+    return reached, _evaluate(plan, reached.x)
+
+
+def _nothing(x: Array) -> None:
+    """Instead of a warm-up, once the driver is warm."""
+
+
+def _is_good(
+    plan: Plan, phase: Phase, metrics: tuple[Metrics, Metrics, Metrics], xs: tuple[Array, Array]
+) -> bool:
+    """Whether to keep an epoch, from the metrics at the start, before and after it, and its x.
+
+    With a given step any finite loss will do.
+    """
+    start, before, after = metrics
+    if plan.schedule is not None or not math.isfinite(after.loss):
+        return math.isfinite(after.loss)
+    if math.isnan(after.grad_norm_sq):
+        return False
+    if not automatic.is_worse(start.loss, before.loss, after.loss, noisy=phase.noisy):
+        return True
+    return not automatic.has_moved(*xs, plan.settings.inner_steps)
+
+
+def _diverged(plan: Plan, epoch: int, lr: float) -> DivergedError:
+    if plan.schedule is not None:
+        return DivergedError(
+            f"params or the loss are not finite after epoch {epoch} with lr={lr:g}; hand in a "
+            "smaller lr, or none for an automatic one."
+        )
+    return DivergedError(
+        f"the loss rises in epoch {epoch} with every step down to {lr:g}; is it a fixed, "
+        "differentiable function of params and sample?"
+    )
+
+
+def _evaluate(plan: Plan, x: Array) -> Metrics:
+    return objectives.evaluate(
+        plan.inputs.objective, x, plan.inputs.data, with_grad=True, chunk_size=plan.chunk_size
+    )
+
+
+def _delays(state: EpochResult) -> np.ndarray:
+    return np.zeros(1, int) if state.trace is None else delays.staleness(state.trace)
+
+
+def _record(
+    plan: Plan, state: EpochResult, metrics: Metrics, step: Step, halvings: int
+) -> FitEpoch:
+    tau = _delays(state)
+    return FitEpoch(
+        epoch=state.epoch,
+        params=plan.inputs.unravel(jnp.asarray(state.x)),
+        loss=metrics.loss,
+        error=metrics.error,
+        grad_norm_sq=metrics.grad_norm_sq,
+        lr=step.lr,
+        smoothness=step.smoothness,
+        halvings=halvings,
+        seconds=state.seconds,
+        updates=state.updates,
+        grad_evals=state.grad_evals,
+        mean_delay=float(tau.mean()),
+        max_delay=int(tau.max()),
+        trace=state.trace,
+        settings=plan.settings,
+    )
