@@ -39,6 +39,8 @@ def constant(num_updates: int, delay: int) -> Trace:
 
     >>> constant(5, 2).read_version.tolist()
     [0, 0, 0, 1, 2]
+
+    Source: the delay of Assumption 4 in Huo and Huang (2016), met with equality.
     """
     check_count("num_updates", num_updates)
     check_count("delay", delay, least=0)
@@ -184,6 +186,8 @@ def staleness(trace: Trace) -> np.ndarray:
 
     >>> staleness(Trace(np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1]), sees_own=True)).tolist()
     [0, 1, 1, 2]
+
+    Source: Huo and Huang (2016), Assumption 4 and Equation (6).
     """
     version = np.asarray(trace.read_version)
     if version.ndim == 2:
@@ -268,6 +272,8 @@ def adaptive(trace: Trace, concurrency: int) -> Trace:
 
     >>> adaptive(constant(4, 2), 1).scale.tolist()
     [1.0, 1.0, 0.5, 0.5]
+
+    Source: as for `adaptive_scale`.
     """
     return trace._replace(scale=adaptive_scale(staleness(trace), concurrency))
 
@@ -304,6 +310,8 @@ def missing(trace: Trace, start: int, stop: int, depth: int) -> np.ndarray:
 
     >>> missing(constant(4, 2), 3, 4, 3)[0, :, 0].tolist()
     [True, True, False]
+
+    Source: Huo and Huang (2016), Equation (6).
     """
     steps = np.arange(start, stop)[:, None]
     update = steps - 1 - np.arange(depth)[None, :]

@@ -54,6 +54,10 @@ def exponential(mean: float) -> Duration:
 
     Raises:
       InputError: it is negative, or no finite number.
+
+    >>> wait = exponential(0.5)
+    >>> wait.mean, wait.draw(np.random.default_rng(0), 3).shape
+    (0.5, (3,))
     """
     scale = check_real("mean", mean)
     return Duration(scale, lambda rng, count: rng.exponential(scale, count))
@@ -71,6 +75,10 @@ def log_normal(mean: float, variation: float) -> Duration:
 
     Raises:
       InputError: an argument is out of its range.
+
+    >>> seconds = log_normal(2.0, 0.5).draw(np.random.default_rng(0), 100_000)
+    >>> round(float(seconds.mean()), 1), round(float(seconds.std() / seconds.mean()), 1)
+    (2.0, 0.5)
     """
     check_real("mean", mean, above=True)
     sigma = math.sqrt(math.log1p(check_real("variation", variation) ** 2))

@@ -71,6 +71,9 @@ def sgd(objective: Objective) -> Estimator:
     >>> from asvrg import mlp
     >>> sgd(mlp.mlp((4, 3))).grad_evals(100, 10, 20)
     200
+
+    Source: Robbins and Monro (1951), A stochastic approximation method; the method SGD of Huo and
+    Huang (2016), section Experiments.
     """
 
     def prepare(x: Array, data: Data, map_fn: MapFn) -> Snapshot:

@@ -77,7 +77,8 @@ def init(
     >>> init(jax.random.key(0), (784, 100, 10)).shape
     (79510,)
 
-    Source: He et al. (2015), Delving deep into rectifiers, Equation (10).
+    Source: He et al. (2015), Delving deep into rectifiers, Equation (10), for relu; LeCun et al.
+    (1998), Efficient backprop, Equation (16), for tanh.
     """
     sizes = _check_sizes(layer_sizes)
     gain = {"relu": 2.0, "tanh": 1.0}[check_choice("activation", activation, ACTIVATIONS)]

@@ -197,6 +197,8 @@ def full_gradient(
     >>> objective = from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
     >>> full_gradient(objective, jnp.zeros(1), jnp.arange(4.0), chunk_size=3)[0]
     Array([-1.5], dtype=float32)
+
+    Source: grad f of Equation (1) in Huo and Huang (2016), Algorithm 1.
     """
     n = num_samples(data)
     chunks = list(_chunks(n, chunk_size))

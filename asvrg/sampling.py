@@ -64,6 +64,8 @@ def sampler(
 
     >>> sampler(10_000, 79_510, batch_size=10, block_size=1_000).block_size
     1000
+
+    Source: Huo and Huang (2016), Assumption 1 and Algorithm 1.
     """
     check_count("num_samples", num_samples)
     check_count("dim", dim)
@@ -173,6 +175,11 @@ def streams(spec: Sampler, epoch: int, trace: Trace) -> dict[int, Stream]:
 
     Raises:
       InputError: a worker has a shard with samples that are none of the n.
+
+    >>> from asvrg import delays
+    >>> spec = sampler(9, 5, batch_size=2)
+    >>> sorted(streams(spec, 0, delays.round_robin(6, 3)))
+    [0, 1, 2]
     """
     workers = [int(k) for k in np.unique(trace.worker)]
     if trace.shards is None:
@@ -197,6 +204,9 @@ def segment_length(spec: Sampler, num_updates: int, num_runs: int = 1) -> int:
 
     Returns:
       A number from 1 to m, or 1.
+
+    >>> segment_length(sampler(9, 5, batch_size=2), 2_000)
+    2000
     """
     entries = num_runs * (spec.batch_size + (spec.block_size or 0))
     return max(1, min(SEGMENT, SEGMENT_ENTRIES // entries, num_updates))
@@ -211,6 +221,11 @@ def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
 
     Returns:
       Draws with leading axis m: where `worker[t]` is k for the j-th time stands k's j-th draw.
+
+    >>> spec, worker = sampler(9, 5, batch_size=2), np.array([1, 0, 1])
+    >>> draws = in_order({k: Stream(spec, 0, k) for k in (0, 1)}, worker)
+    >>> np.array_equal(draws.batch[[0, 2]], Stream(spec, 0, 1).take(2).batch)
+    True
     """
     members, inverse = np.unique(worker, return_inverse=True)
     if len(members) == 1:
@@ -236,6 +251,13 @@ def in_turns(
 
     Yields:
       Draws with leading axis `length`, the last ones with as many rows as are left.
+
+    >>> spec, worker = sampler(9, 5, batch_size=2), np.array([1, 0, 1])
+    >>> streams_of = lambda: {k: Stream(spec, 0, k) for k in (0, 1)}
+    >>> landed = in_order(streams_of(), worker).batch
+    >>> pieces = in_turns(streams_of(), worker, np.array([1, 0, 2]), length=2)
+    >>> np.array_equal(np.concatenate([piece.batch for piece in pieces]), landed[[1, 0, 2]])
+    True
     """
     held: list[Draws] = []
     numbers = np.zeros(0, np.intp)

@@ -25,6 +25,8 @@ def constant(lr: float) -> Schedule:
 
     >>> constant(0.5)(7)
     0.5
+
+    Source: Huo and Huang (2016), Theorems 1 to 4 and, for SVRG, section Experiments.
     """
     eta = check_real("lr", lr, above=True)
     return lambda epoch: eta

@@ -31,6 +31,15 @@ def step(
 
     Raises:
       AssertionError: the shapes do not fit, or v has another dtype than x.
+
+    >>> from asvrg import estimators, objectives
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * jnp.sum((w - z) ** 2), jnp.zeros(2))
+    >>> sgd, data = estimators.sgd(objective), jnp.array([[0.0, 0.0], [2.0, 4.0]])
+    >>> draw = Draws(batch=jnp.array([1]), block=jnp.array([1]))
+    >>> step(sgd, jnp.zeros(2), Snapshot(), data, draw, jnp.array(0.5))
+    Delta(block=Array([1], dtype=int32), values=Array([2.], dtype=float32))
+
+    Source: Huo and Huang (2016), Equations (4) and (15).
     """
     chex.assert_rank([x_hat, draw.batch, lr], [1, 1, 0])
     v = estimator.estimate(x_hat, snapshot, data, draw)
@@ -71,6 +80,8 @@ def scaled(delta: Delta, scale: Array) -> Delta:
 
     >>> scaled(Delta(None, np.ones(2, np.float32)), np.float64(0.5)).values
     array([0.5, 0.5], dtype=float32)
+
+    Source: as for `delays.adaptive_scale`.
     """
     return delta._replace(values=delta.values * scale.astype(delta.values.dtype))
 
@@ -93,6 +104,14 @@ def window(
 
     Returns:
       The worker's x after its r iterations, [d], and their deltas, values [r, B] or [r, d].
+
+    >>> from asvrg import estimators, objectives
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * jnp.sum((w - z) ** 2), jnp.zeros(1))
+    >>> sgd, data = estimators.sgd(objective), np.array([[8.0]], np.float32)
+    >>> draws = Draws(batch=np.zeros((3, 1), np.int32), block=None)
+    >>> x, delta = window(sgd, np.zeros(1, np.float32), Snapshot(), data, draws, np.float32(0.5))
+    >>> x.tolist(), delta.values[:, 0].tolist()
+    ([7.0], [4.0, 2.0, 1.0])
     """
     # The number of turns is an argument, else the compiler dissolves a loop of one turn, and
     # makes other operations of the turn.

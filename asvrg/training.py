@@ -64,6 +64,8 @@ def run(
     >>> results = run(shrink, start(np.ones(1)), schedule=schedules.constant(0.5), num_epochs=3)
     >>> [result.x.item() for result in results]
     [0.5, 0.25, 0.125]
+
+    Source: Huo and Huang (2016), the outer loops of Algorithms 1, 2 and 3.
     """
     check_count("num_epochs", num_epochs, least=state.epoch)
     if state.epoch < num_epochs:

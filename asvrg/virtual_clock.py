@@ -185,6 +185,9 @@ def saturation(cluster: Cluster) -> float:
     >>> from asvrg.durations import constant
     >>> saturation(Cluster(constant(3.0), constant(1.0)))
     4.0
+
+    Source: the saturation point of asymptotic bounds, as in Denning and Buzen (1978), The
+    operational analysis of queueing network models.
     """
     seconds = cycle(cluster)
     way = cluster.network or Network()
@@ -239,6 +242,8 @@ def time_speedup(serial: Trace, parallel: Trace) -> float:
     >>> cluster = Cluster(constant(3.0), constant(0.0))
     >>> time_speedup(*(event_driven(60, k, cluster, seed=0) for k in (1, 5)))
     5.0
+
+    Source: Huo and Huang (2016), Equation (22).
     """
     one, other = _landed("serial", serial), _landed("parallel", parallel)
     if len(one) != len(other) or not len(one):

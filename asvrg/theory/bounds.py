@@ -48,6 +48,8 @@ def lemma_1_factor(setting: Setting) -> Array:
 
     >>> float(lemma_1_factor(Setting(lr=0.25, smoothness=1.0, batch_size=1, inner_steps=1)))
     2.0
+
+    Source: Huo and Huang (2016), Lemma 1.
     """
     s = _checked(setting)
     with np.errstate(all="ignore"):
@@ -71,6 +73,8 @@ def c(setting: Setting, t: Array) -> Array:
 
     >>> c(Setting(lr=0.25, smoothness=1.0, batch_size=1, inner_steps=2), [0, 1, 2]).tolist()
     [0.34375, 0.125, 0.0]
+
+    Source: Huo and Huang (2016), Theorems 1 and 3.
     """
     return _c(*_with_step(setting, t, end=0))[()]
 
@@ -90,6 +94,8 @@ def gamma_t(setting: Setting, t: Array) -> Array:
 
     >>> gamma_t(Setting(lr=0.125, smoothness=1.0, batch_size=1, inner_steps=1), 0).item()
     0.03125
+
+    Source: Huo and Huang (2016), Theorems 1 and 3.
     """
     s, t = _with_step(setting, t, end=1)
     with np.errstate(all="ignore"):
@@ -109,6 +115,11 @@ def gamma(setting: Setting) -> Array:
 
     Raises:
       InputError: a field is outside of its domain, or the shapes do not broadcast.
+
+    >>> gamma(Setting(lr=0.125, smoothness=1.0, batch_size=1, inner_steps=1)).item()
+    0.03125
+
+    Source: Huo and Huang (2016), Theorems 1 and 3.
     """
     return gamma_t(setting, 0)
 
@@ -129,6 +140,8 @@ def holds(setting: Setting) -> Array:
 
     >>> holds(Setting(lr=[0.1, 0.3], smoothness=1.0, batch_size=1, inner_steps=1)).tolist()
     [True, False]
+
+    Source: Huo and Huang (2016), Theorems 1 and 3; the other two conditions are ours.
     """
     beta = _checked(setting).beta
     return (gamma(setting) > 0) & (c(setting, 1) <= beta / 2)
@@ -151,6 +164,8 @@ def bound(setting: Setting, gap: Array, num_updates: Array) -> Array:
     >>> setting = Setting(lr=[0.125, 0.3], smoothness=1.0, batch_size=1, inner_steps=1)
     >>> bound(setting, gap=2.0, num_updates=64).tolist()
     [1.0, inf]
+
+    Source: Huo and Huang (2016), Theorems 1 and 3.
     """
     true, least, gap, updates = check_broadcast(
         holds(setting),
@@ -179,6 +194,8 @@ def tolerated_delay(setting: Setting) -> Array:
     >>> setting = Setting(lr=[0.01, 0.3], smoothness=1.0, batch_size=10, inner_steps=16)
     >>> tolerated_delay(setting).tolist()
     [39, -1]
+
+    Source: ours, from `holds`.
     """
     s = _checked(setting._replace(max_delay=0))
     with np.errstate(over="ignore"):

@@ -45,6 +45,8 @@ def step_size(choice: Choice, smoothness: Array) -> Array:
     >>> choice = Choice(u0=0.5, batch_size=4, num_samples=100, alpha=0.5)
     >>> step_size(choice, smoothness=2.0).item()
     0.1
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     u0, batch_size, power, _ = _chosen(choice)
     return u0 * batch_size / (check_reals("smoothness", smoothness, above=True) * power)
@@ -66,6 +68,8 @@ def inner_steps(choice: Choice) -> Array:
     >>> choice = Choice(u0=0.5, batch_size=1, num_samples=16, alpha=0.5, blocks=[1, 60])
     >>> inner_steps(choice).tolist()
     [1, 80]
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     u0, batch_size, power, blocks = _chosen(choice)
     with np.errstate(over="ignore"):
@@ -88,6 +92,13 @@ def theorem_setting(choice: Choice, smoothness: Array, max_delay: Array = 0) -> 
 
     Raises:
       InputError: an argument is outside of its domain, or m is above 2^53.
+
+    >>> choice = Choice(u0=0.1, batch_size=1, num_samples=1_000, alpha=2 / 3)
+    >>> setting = theorem_setting(choice, smoothness=2.0)
+    >>> round(float(setting.lr), 6), int(setting.inner_steps)
+    (0.0005, 166)
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     eta, length = step_size(choice, smoothness), inner_steps(choice)
     return Setting(eta, smoothness, choice.batch_size, length, max_delay, choice.blocks)
@@ -110,6 +121,8 @@ def delay_limit(choice: Choice) -> Array:
     >>> choice = Choice(u0=[0.0625, 0.125], batch_size=1, num_samples=10, alpha=1.0)
     >>> delay_limit(choice).tolist()
     [8.0, -1.1428571428571428]
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     u0, batch_size, _, blocks = _chosen(choice)
     a = u0 * batch_size
@@ -132,6 +145,8 @@ def admissible_delay(choice: Choice) -> Array:
     >>> choice = Choice([0.0625, 0.125], batch_size=1, num_samples=10, alpha=1.0, blocks=2.0)
     >>> admissible_delay(choice).tolist()  # Delta^2 < 16, and Delta^2 < -2.3
     [3, -1]
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     limit = delay_limit(choice)
     # The smallest whole number whose square is not below the limit, less 1.
@@ -159,6 +174,8 @@ def sigma(choice: Choice, max_delay: Array = 0) -> Array:
     >>> choice = Choice(u0=0.1, batch_size=1, num_samples=1_000, alpha=2 / 3)
     >>> round(float(sigma(choice, max_delay=2)) / 0.1, 3)  # of u0
     0.498
+
+    Source: Huo and Huang (2016), Theorems 2 and 4.
     """
     setting = theorem_setting(choice, 1.0, max_delay)  # L cancels
     u0, _, _, blocks = _chosen(choice)

@@ -75,6 +75,9 @@ def estimate_smoothness(
     >>> estimate = estimate_smoothness(objective, jnp.zeros(2), data)
     >>> round(estimate.value, 2), estimate.converged
     (4.0, True)
+
+    Source: power iteration; the products with the Hessian as in Pearlmutter (1994), Fast exact
+    multiplication by the Hessian.
     """
     check_real("tolerance", tolerance, above=True)
     check_count("max_iterations", max_iterations)

@@ -232,6 +232,8 @@ def refresh(opt_state: PyTree, params: PyTree, full_grad: PyTree) -> PyTree:
     >>> state = refresh(optimiser.init(x), x, jnp.array(-2.0))
     >>> optimiser.update(x - 7.0, state, x, snapshot_grad=x - 7.0)[0]
     Array(1., dtype=float32)
+
+    Source: as for `svrg`.
     """
     states = jax.tree.leaves(opt_state, is_leaf=_is_svrg_state)
     if not any(map(_is_svrg_state, states)):

@@ -206,6 +206,9 @@ def driver(
       InputError: `inner_steps` or `max_delay` is out of its range; in the driver's functions, an x
         that is not the sampler's [d] or has another dtype than the server.
       RankError: in the driver's functions, a worker raised, or all have died.
+
+    Source: Huo and Huang (2016), Algorithm 2; the delay-adaptive steps as for
+    `delays.adaptive_scale`.
     """
     check_count("inner_steps", inner_steps)
     if max_delay is not None:
@@ -287,6 +290,8 @@ def work(
     Raises:
       InputError: an argument is not accepted.
       RankError: the server is gone.
+
+    Source: Huo and Huang (2016), Algorithm 3.
     """
     from asvrg.drivers.mpi import transport
 
@@ -325,6 +330,11 @@ def leave(code: int) -> NoReturn:
 
     Args:
       code: the exit code.
+
+    >>> leave(0)
+    Traceback (most recent call last):
+      ...
+    SystemExit: 0
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -57,6 +57,23 @@ def driver(
     Raises:
       InputError: `inner_steps` or `max_delay` is out of its range, or the sampler is of other
         samples; in the driver's functions, a trace or an x that does not fit.
+
+    >>> from asvrg import estimators, schedules, training
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
+    >>> simulated = driver(
+    ...     estimators.svrg(objective),
+    ...     np.arange(4, dtype=np.float32),
+    ...     sampling.sampler(4, 1, batch_size=2),
+    ...     inner_steps=50,
+    ...     trace=lambda epoch: delays.round_robin(50, 4),
+    ... )
+    >>> state, schedule = training.start(np.zeros(1, np.float32)), schedules.constant(0.1)
+    >>> *_, last = training.run(simulated, state, schedule=schedule, num_epochs=2)
+    >>> last.x.round(2), int(delays.staleness(last.trace).max())  # the minimum is at 1.5
+    (Array([1.5], dtype=float32), 3)
+
+    Source: Huo and Huang (2016), Algorithm 1 with Equation (6), and Algorithms 2 and 3 as the
+    server sees them.
     """
     check_count("inner_steps", inner_steps)
     if max_delay is not None:
@@ -138,6 +155,15 @@ def replay(
     Raises:
       InputError: the trace is malformed, has a delay above `max_delay`, or its groups of
         coordinates do not fit `groups`; or x is not the sampler's [d].
+
+    >>> from asvrg import estimators
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
+    >>> data, spec = np.full(4, 8.0, np.float32), sampling.sampler(4, 1, batch_size=2)
+    >>> x, trace = np.zeros(1, np.float32), delays.constant(3, 1)
+    >>> replay(estimators.sgd(objective), x, Snapshot(), data, spec, trace, epoch=0, lr=0.5)
+    Array([10.], dtype=float32)
+
+    Source: Huo and Huang (2016), Equations (4), (6) and (15).
     """
     delays.check(trace)
     sampling.check_dim(sampler, x)

@@ -90,6 +90,23 @@ def driver(
         without a lock, or a sampler of other samples; in the driver's functions, an x that is not
         the sampler's [d], or more threads than the system can start.
       WorkerError: in the inner loop, a thread raised.
+
+    >>> from asvrg import estimators, objectives, schedules, training
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
+    >>> threads = driver(
+    ...     estimators.svrg(objective),
+    ...     np.arange(4, dtype=np.float32),
+    ...     sampling.sampler(4, 1, batch_size=2),
+    ...     inner_steps=64,
+    ...     num_threads=2,
+    ... )
+    >>> state, schedule = training.start(np.zeros(1, np.float32)), schedules.constant(0.05)
+    >>> *_, last = training.run(threads, state, schedule=schedule, num_epochs=4)
+    >>> bool(abs(last.x[0] - 1.5) < 0.1)  # the minimum is at 1.5
+    True
+
+    Source: Huo and Huang (2016), Algorithm 1; the delay-adaptive steps as for
+    `delays.adaptive_scale`.
     """
     check_count("inner_steps", inner_steps)
     check_count("num_threads", num_threads)
