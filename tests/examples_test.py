@@ -83,6 +83,7 @@ def test_the_first_step_of_logistic_regression_is_the_full_gradient() -> None:
     rng = np.random.default_rng(0)
     weights, biases = rng.normal(size=(64, 10)), rng.normal(size=10)
     params, _ = logistic.train(
+        logistic.mean_loss,
         optax.chain(asvrg.svrg(every=5), optax.scale(-1.0)),
         {"weights": jnp.asarray(weights), "biases": jnp.asarray(biases)},
         (inputs, labels), batch_size=3, num_steps=1, seed=0,

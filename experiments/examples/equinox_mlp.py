@@ -15,12 +15,12 @@ import optax
 from absl import flags
 
 import asvrg
-from asvrg import transforms
 from asvrg.errors import check_count
 from asvrg.types import Array, Data, PyTree
 from experiments import launch
 from experiments.examples import comparison
 from experiments.examples.comparison import Row
+from experiments.examples.logistic import train
 
 L2 = 1e-3
 # Each the best for the digits of those that double from 0.05 on. With 5,000 images of MNIST,
@@ -68,28 +68,13 @@ def main(values: flags.FlagValues) -> int:
     def accuracy(params: PyTree, test: Data) -> Array:
         return 1 - jnp.mean(jax.vmap(error, in_axes=(None, 0))(params, test))
 
-    def train(
+    def trained(
         optimiser: optax.GradientTransformationExtraArgs, num_steps: int
     ) -> tuple[PyTree, optax.OptState]:
-        grad = jax.grad(mean_loss)
-
-        @jax.jit
-        def step(
-            params: PyTree, opt_state: optax.OptState, batch: Data, data: Data
-        ) -> tuple[PyTree, optax.OptState]:
-            updates, opt_state = optimiser.update(
-                grad(params, batch),
-                opt_state,
-                params,
-                grad_fn=lambda params: grad(params, batch),
-                full_grad_fn=lambda params: transforms.over_arrays(grad, params, data),
-            )
-            return optax.apply_updates(params, updates), opt_state
-
-        params, opt_state, on_device = start, optimiser.init(start), jax.device_put(data)
-        for batch in comparison.batches(data, b, num_steps, values.seed):
-            params, opt_state = step(params, opt_state, batch, on_device)
-        return params, opt_state
+        return train(
+            mean_loss, optimiser, start, data,
+            batch_size=b, num_steps=num_steps, seed=values.seed,
+        )  # fmt: skip
 
     def evaluate(params: PyTree) -> tuple[Array, str]:
         return mean_loss(params, data), f"{accuracy(params, test):.1%}"
@@ -106,8 +91,8 @@ def main(values: flags.FlagValues) -> int:
         evaluate,
         start,
         [
-            Row("sgd, cosine", b * budget.sgd_steps, *train(sgd, budget.sgd_steps)),
-            Row("svrg", budget.gradients, *train(svrg, budget.svrg_steps)),
+            Row("sgd, cosine", b * budget.sgd_steps, *trained(sgd, budget.sgd_steps)),
+            Row("svrg", budget.gradients, *trained(svrg, budget.svrg_steps)),
             Row("fit, threads", int(result.history.grad_evals[-1]), result.params),
         ],
         score="test accuracy",

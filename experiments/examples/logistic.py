@@ -9,6 +9,8 @@ a linear rate, where SGD stays as far away as its variance keeps it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 import asvrg
 from asvrg import transforms
 from asvrg.errors import check_count
-from asvrg.types import Array, Data
+from asvrg.types import Array, Data, PyTree
 from experiments import datasets, launch
 from experiments.examples import comparison
 from experiments.examples.comparison import Row
@@ -48,21 +50,22 @@ def mean_loss(params: Params, batch: Data) -> Array:
 
 
 def train(
+    mean_loss: Callable[[PyTree, Data], Array],
     optimiser: optax.GradientTransformationExtraArgs,
-    params: Params,
+    params: PyTree,
     data: Data,
     *,
     batch_size: int,
     num_steps: int,
     seed: int,
-) -> tuple[Params, optax.OptState]:
+) -> tuple[PyTree, optax.OptState]:
     """A loop as with any optimiser of optax; svrg() wants two functions given to update()."""
     grad = jax.grad(mean_loss)
 
     @jax.jit
     def step(
-        params: Params, opt_state: optax.OptState, batch: Data, data: Data
-    ) -> tuple[Params, optax.OptState]:
+        params: PyTree, opt_state: optax.OptState, batch: Data, data: Data
+    ) -> tuple[PyTree, optax.OptState]:
         updates, opt_state = optimiser.update(
             grad(params, batch),
             opt_state,
@@ -113,7 +116,10 @@ def main(values: flags.FlagValues) -> int:
     def trained(
         optimiser: optax.GradientTransformationExtraArgs, num_steps: int
     ) -> tuple[Params, optax.OptState]:
-        return train(optimiser, start, data, batch_size=b, num_steps=num_steps, seed=values.seed)
+        return train(
+            mean_loss, optimiser, start, data,
+            batch_size=b, num_steps=num_steps, seed=values.seed,
+        )  # fmt: skip
 
     sgd = optax.sgd(optax.cosine_decay_schedule(SGD_STEP, budget.sgd_steps))
     svrg = optax.chain(asvrg.svrg(every=budget.every), optax.scale(-SVRG_STEP))
