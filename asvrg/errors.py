@@ -27,7 +27,7 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int | None = Non
 
     Args:
       name: the argument's name, for the sentence.
-      value: int, or a numpy integer.
+      value: int, or an integer of numpy or jax, also as an array without axes.
       least: the smallest accepted value.
       most: the largest accepted value; None for no limit.
 
@@ -43,10 +43,11 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int | None = Non
     accepted = f"a whole number of at least {least}"
     if most is not None:
         accepted = f"a whole number from {least} to {most}"
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
+    number = _scalar(value)
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < least or (most is not None and number > most):
         raise InputError(f"{name} must be {accepted}, got {value!r}.")
-    return int(value)
+    return int(number)
 
 
 def check_real(
@@ -62,8 +63,8 @@ def check_real(
 
     Args:
       name: the argument's name, for the sentence.
-      value: a real number.
-      least: the lower limit.
+      value: a real number, also as an array without axes.
+      least: the lower limit; minus infinity for none.
       above: whether the lower limit itself is refused.
       most: the upper limit; None for no limit.
       below: whether the upper limit itself is refused.
@@ -77,16 +78,30 @@ def check_real(
     >>> check_real("lr", 0.5, above=True)
     0.5
     """
-    number = isinstance(value, int | float | np.integer | np.floating)
-    in_range = number and np.isfinite(value) and (value > least if above else value >= least)
+    number = _scalar(value)
+    real = isinstance(number, int | float | np.integer | np.floating)
+    in_range = real and np.isfinite(number) and (number > least if above else number >= least)
     if in_range and most is not None:
-        in_range = value < most if below else value <= most
-    if not in_range or isinstance(value, bool):
-        accepted = f"{'above' if above else 'of at least'} {least:g}"
+        in_range = number < most if below else number <= most
+    if not in_range or isinstance(number, bool):
+        limits = []
+        if least > -np.inf:
+            limits.append(f"{'above' if above else 'of at least'} {least:g}")
         if most is not None:
-            accepted += f" and {'below' if below else 'at most'} {most:g}"
-        raise InputError(f"{name} must be a finite number {accepted}, got {value!r}.")
-    return float(value)
+            limits.append(f"{'below' if below else 'at most'} {most:g}")
+        accepted = " ".join(["a finite number", " and ".join(limits)]).rstrip()
+        raise InputError(f"{name} must be {accepted}, got {value!r}.")
+    return float(number)
+
+
+def _scalar(value: Any) -> Any:
+    """What an array without axes holds; anything else, a tracer of jax among it, as it is."""
+    if getattr(value, "shape", None) != () or isinstance(value, np.generic):
+        return value
+    try:
+        return value.item()
+    except TypeError:
+        return value
 
 
 def check_counts(name: str, values: Any, *, least: int = 1) -> np.ndarray:

@@ -55,7 +55,7 @@ class Estimator(NamedTuple):
         """
         if self.alpha is None:
             return snapshot
-        alpha = check_real("alpha", float(self.alpha(epoch)), least=-np.inf)
+        alpha = check_real("alpha", self.alpha(epoch), least=-np.inf)
         return snapshot._replace(alpha=np.asarray(alpha))
 
 

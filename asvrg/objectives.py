@@ -251,7 +251,9 @@ def evaluate(
     grad_norm_sq = float("nan")
     if with_grad:
         gradient, _ = full_gradient(objective, x, data, chunk_size=chunk_size)
-        grad_norm_sq = float(jnp.vdot(gradient, gradient))
+        # In float32 the squares of what is below 1e-23 or above 1e19 would be 0 or infinite.
+        wide = np.asarray(gradient, np.float64)
+        grad_norm_sq = float(wide @ wide)
     return Metrics(loss, error, grad_norm_sq)
 
 

@@ -67,6 +67,25 @@ def test_without_a_snapshot_v_is_g() -> None:
     assert (int(state.step), int(state.num_snapshots), int(state.telemetry.steps)) == (3, 0, 0)
 
 
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_an_alpha_of_0_needs_nothing_of_the_snapshot(refreshed: bool) -> None:
+    """Not even that its gradient is finite; and before the first one telemetry has seen nothing."""
+    optimiser = transforms.svrg(alpha=0.0 if refreshed else 1.0)
+    g, lost = jnp.arange(3.0), jnp.full(3, jnp.nan)
+    state = optimiser.init(g)
+    state = transforms.refresh(state, g, g) if refreshed else state
+    v, state = optimiser.update(g, state, g, snapshot_grad=lost)
+    np.testing.assert_array_equal(v, g)
+    assert bool(jnp.isnan(state.telemetry.variance)) == refreshed
+
+
+def test_whole_numbers_among_the_parameters_ask_for_no_wider_floats() -> None:
+    state = transforms.svrg().init(
+        {"w": jnp.ones(2, jnp.float32), "count": jnp.ones((), jnp.int32)}
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.full_grad)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.5])
 def test_telemetry_is_the_variance_by_enumeration(alpha: float) -> None:
     """Over every sample once the averages are the variances themselves, none of them estimated."""
@@ -172,7 +191,8 @@ def test_low_precision_keeps_the_full_gradient_in_float32() -> None:
         ({"every": 2.5}, "every must be"),
         ({"probability": 0.0}, "probability must be a finite number above 0 and at most 1"),
         ({"probability": 1.5}, "probability must be"),
-        ({"alpha": np.nan}, "alpha must be a finite number"),
+        ({"alpha": np.nan}, "alpha must be a finite number, got nan"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0"),
         ({"every": 2, "probability": 0.5}, "by one policy"),
     ],
 )
@@ -200,6 +220,10 @@ PARAMS = {"a": np.zeros(2), "b": np.zeros(3)}
             {"grad_fn": lambda p: p, "full_grad_fn": lambda p: (p, 0.0)},
             "full_grad must have the structure",
         ),
+        ({}, {"grad_fn": PARAMS}, "grad_fn must be a function of the parameters .* got dict"),
+        ({"every": 2}, {"grad_fn": lambda p: p, "full_grad_fn": PARAMS}, "full_grad_fn must be a"),
+        ({"alpha": lambda t: None}, {"snapshot_grad": PARAMS}, "alpha must be a number"),
+        ({"alpha": lambda t: jnp.ones(2)}, {"snapshot_grad": PARAMS}, r"alpha .* shape \(2,\)"),
     ],
 )
 def test_extra_arguments_that_do_not_fit(policy: dict, extra: dict, sentence: str) -> None:

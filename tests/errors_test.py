@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +22,15 @@ from asvrg.errors import (
 
 @pytest.mark.parametrize(
     ("value", "limits"),
-    [(1, {}), (np.int32(7), {}), (0, {"least": 0}), (5, {"most": 5}), (-2, {"least": -2})],
+    [
+        (1, {}),
+        (np.int32(7), {}),
+        (np.array(7), {}),
+        (jnp.asarray(7), {}),
+        (0, {"least": 0}),
+        (5, {"most": 5}),
+        (-2, {"least": -2}),
+    ],
 )
 def test_counts_in_range_come_back_as_ints(value, limits: dict) -> None:
     found = check_count("name", value, **limits)
@@ -41,6 +51,8 @@ def test_counts_in_range_come_back_as_ints(value, limits: dict) -> None:
         (None, {}, "a whole number of at least 1"),
         (True, {}, "a whole number of at least 1"),
         (np.bool_(True), {}, "a whole number of at least 1"),
+        (jnp.asarray(True), {}, "a whole number of at least 1"),
+        (np.array(2.0), {}, "a whole number of at least 1"),
     ],
 )
 def test_other_counts_are_refused(value, limits: dict, accepted: str) -> None:
@@ -56,6 +68,8 @@ def test_other_counts_are_refused(value, limits: dict, accepted: str) -> None:
         (3, {}),
         (np.float32(0.5), {"above": True}),
         (np.int64(2), {}),
+        (np.array(0.5), {}),
+        (jnp.asarray(0.5), {}),
         (-1, {"least": -1}),
     ],
 )
@@ -84,6 +98,16 @@ def test_other_reals_are_refused(value, limits: dict, accepted: str) -> None:
     with pytest.raises(InputError) as error:
         check_real("lr", value, **limits)
     assert str(error.value) == f"lr must be a finite number {accepted}, got {value!r}."
+
+
+def test_without_limits_none_is_named() -> None:
+    with pytest.raises(InputError, match="alpha must be a finite number, got nan"):
+        check_real("alpha", math.nan, least=-math.inf)
+
+
+def test_a_traced_number_is_no_number_yet() -> None:
+    with pytest.raises(InputError, match="lr must be a finite number above 0, got "):
+        jax.jit(lambda lr: check_real("lr", lr, above=True))(0.5)
 
 
 def test_choices() -> None:

@@ -50,7 +50,7 @@ def test_a_weight_of_ones_own() -> None:
     grad = jax.grad(lambda x, z: jnp.sum(z[1] * (x - z[0]) ** 2 / 2) / jnp.sum(z[1]))
     batches = [(rows[:3], real[:3] * 1.0), (rows[3:], real[3:] * 1.0)]
     found = transforms.over_batches(
-        grad, jnp.zeros(()), batches, weight=lambda batch: float(batch[1].sum())
+        grad, jnp.zeros(()), batches, weight=lambda batch: jnp.sum(batch[1])
     )
     np.testing.assert_allclose(found, -np.sum(rows * real) / real.sum(), rtol=1e-12)
 
@@ -78,3 +78,12 @@ def test_what_is_no_data() -> None:
         transforms.over_batches(GRAD, x, [DATA], weight=lambda batch: 0.0)
     with pytest.raises(InputError, match="chunk_size must be"):
         transforms.over_arrays(GRAD, x, DATA, chunk_size=0)
+
+
+def test_a_function_that_returns_the_loss_as_well_is_no_grad_fn() -> None:
+    both = jax.value_and_grad(lambda x, batch: jnp.sum(x * x))
+    x = jnp.asarray(PROBLEM.x0)
+    with pytest.raises(InputError, match="what grad_fn returns must have the structure"):
+        transforms.over_arrays(both, x, DATA)
+    with pytest.raises(InputError, match="what grad_fn returns must have the structure"):
+        transforms.over_batches(both, x, [DATA])

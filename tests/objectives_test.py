@@ -139,6 +139,14 @@ def test_evaluate_without_grad_does_not_compute_one() -> None:
     assert math.isnan(objectives.evaluate(objective, problem.x0, problem.data).grad_norm_sq)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_square_of_a_gradient_in_float32_is_not_lost(scale: float) -> None:
+    x, data = np.ones(2, np.float32), np.zeros((3, 2), np.float32)
+    objective = objectives.from_loss(lambda w, z: jnp.float32(scale) * jnp.sum(w - z), x)
+    found = objectives.evaluate(objective, x, data, with_grad=True).grad_norm_sq
+    assert found == pytest.approx(2 * scale**2, rel=1e-6)
+
+
 def test_take_gives_rows_of_every_array() -> None:
     data = {"a": jnp.arange(6.0).reshape(3, 2), "b": jnp.arange(3)}
     found = objectives.take(data, np.array([2, 0, 2]))

@@ -58,6 +58,8 @@ def random_block(block_size: int, *, seed: int = 0) -> optax.GradientTransformat
     """
     if (number := known(block_size)) is not None:
         check_count("block_size", number)
+    if (number := known(seed)) is not None:
+        check_count("seed", number, least=0)
 
     def init(params: PyTree) -> RandomBlockState:
         dim = sum(np.size(leaf) for leaf in jax.tree.leaves(params))

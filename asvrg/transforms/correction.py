@@ -140,6 +140,8 @@ def svrg(
         check_real("probability", number, above=True, most=1.0)
     if not callable(alpha) and (number := known(alpha)) is not None:
         check_real("alpha", number, least=-np.inf)
+    if (number := known(seed)) is not None:
+        check_count("seed", number, least=0)
     automatic = every is not None or probability is not None
 
     def init(params: PyTree) -> SvrgState:
@@ -190,7 +192,7 @@ def svrg(
                 at_snapshot = jax.tree.map(
                     lambda g, g_s: jnp.where(due, g.astype(g_s.dtype), g_s), updates, at_snapshot
                 )
-        coefficient = jnp.asarray(alpha(state.step) if callable(alpha) else alpha, float)
+        coefficient = _coefficient(alpha(state.step) if callable(alpha) else alpha)
         has_snapshot = state.num_snapshots > 0
         coefficient = jnp.where(has_snapshot, coefficient, 0)
         noise = jax.tree.map(
@@ -250,11 +252,27 @@ def refresh(opt_state: PyTree, params: PyTree, full_grad: PyTree) -> PyTree:
     return jax.tree.map(replace, opt_state, is_leaf=_is_svrg_state)
 
 
+def _coefficient(alpha: Any) -> jax.Array:
+    try:
+        coefficient = jnp.asarray(alpha, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"alpha must be a number or a function of the step to one, got {alpha!r}."
+        ) from error
+    if coefficient.shape != ():
+        raise InputError(
+            "alpha must be one number, or a function of the step to one, got an array of shape "
+            f"{coefficient.shape}."
+        )
+    return coefficient
+
+
 def _corrected(g: jax.Array, g_s: jax.Array, mu: jax.Array, alpha: jax.Array) -> jax.Array:
     wide = at_least_single(g, mu)
     alpha = alpha.astype(wide)
     difference = g.astype(wide) - alpha * g_s.astype(wide)
-    return direction(difference, mu.astype(wide), alpha).astype(g.dtype)
+    v = direction(difference, mu.astype(wide), alpha).astype(g.dtype)
+    return jnp.where(alpha == 0, g, v)  # also where g_s is not finite
 
 
 def _measured(
@@ -266,9 +284,11 @@ def _measured(
     alpha = alpha.astype(jnp.float32)
     last = state.telemetry
     weight = jnp.maximum(1 / (last.steps.astype(jnp.float32) + 1), 1 - DECAY)
-    weight = jnp.where(counts, weight, 0)
     samples = variance, covariance, 2 * alpha * covariance - alpha**2 * variance
-    averages = (old + weight * (new - old) for old, new in zip(last[1:], samples, strict=True))
+    averages = (
+        jnp.where(counts, old + weight * (new - old), old)
+        for old, new in zip(last[1:], samples, strict=True)
+    )
     return Telemetry(last.steps + counts.astype(jnp.int32), *averages)
 
 
@@ -302,6 +322,12 @@ def _check_extra_args(
             "arguments grad_fn (a function of the parameters) and snapshot_grad (the gradient), "
             f"got {'neither' if grad_fn is None else 'both'}."
         )
+    for name, function in (("grad_fn", grad_fn), ("full_grad_fn", full_grad_fn)):
+        if function is not None and not callable(function):
+            raise InputError(
+                f"{name} must be a function of the parameters to a gradient, got "
+                f"{type(function).__name__}."
+            )
     if automatic and full_grad_fn is None:
         raise InputError(
             "svrg with every or probability needs the full gradient, so give update the extra "

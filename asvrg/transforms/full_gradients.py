@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from asvrg.errors import InputError, check_count, check_real
 from asvrg.objectives import CHUNK_SIZE, num_samples
-from asvrg.transforms.trees import at_least_single
+from asvrg.transforms.trees import at_least_single, fit
 from asvrg.types import Array, Data, PyTree
 
 # (parameters, batch) -> the gradient of the mean loss over the batch
@@ -37,7 +37,8 @@ def over_arrays(
       The gradient, accumulated in at least float32 and left there.
 
     Raises:
-      InputError: `chunk_size` is not a whole number of at least 1, or the data are malformed.
+      InputError: `chunk_size` is not a whole number of at least 1, the data are malformed, or
+        `grad_fn` returns something else than a gradient.
 
     >>> grad_fn = jax.grad(lambda x, batch: 0.5 * jnp.mean((x - batch) ** 2))
     >>> over_arrays(grad_fn, jnp.array(0.0), jnp.arange(4.0), chunk_size=3)
@@ -52,7 +53,7 @@ def over_arrays(
         rows = jax.tree.map(
             lambda leaf: jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, length), data
         )
-        return grad_fn(params, rows)
+        return fit("what grad_fn returns", grad_fn(params, rows), params)
 
     def add(turn: jax.Array, total: PyTree) -> PyTree:
         return _add(total, grad_of(turn * size, size), size / n)
@@ -86,7 +87,8 @@ def over_batches(
       The gradient, accumulated in at least float32 and left there.
 
     Raises:
-      InputError: there is no batch, a batch is malformed, or a weight is no finite number above 0.
+      InputError: there is no batch, a batch is malformed, a weight is no finite number above 0, or
+        `grad_fn` returns something else than a gradient.
 
     >>> grad_fn = jax.grad(lambda x, batch: 0.5 * jnp.mean((x - batch) ** 2))
     >>> over_batches(grad_fn, jnp.array(0.0), [jnp.arange(3.0), jnp.array([3.0])])
@@ -110,7 +112,7 @@ def _mean(
     return jax.tree.map(
         lambda old, g: old + share.astype(old.dtype) * (g.astype(old.dtype) - old),
         mean,
-        grad_fn(params, batch),
+        fit("what grad_fn returns", grad_fn(params, batch), params),
     )
 
 

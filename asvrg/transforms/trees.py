@@ -91,8 +91,12 @@ def copy(leaf: Array, dtype: Any = None) -> jax.Array:
 
 
 def at_least_single(*leaves: Array) -> np.dtype:
-    """The dtype that holds all of these and float32, where jax's own promotion may be strict."""
-    return functools.reduce(np.promote_types, map(jnp.result_type, leaves), np.dtype("float32"))
+    """The dtype that holds all of these and float32, where jax's own promotion may be strict.
+
+    Whole numbers do not count: numpy would hold them in float64, which jax may not have.
+    """
+    dtypes = [d for d in map(jnp.result_type, leaves) if jnp.issubdtype(d, jnp.inexact)]
+    return functools.reduce(np.promote_types, dtypes, np.dtype("float32"))
 
 
 def inner(a: jax.Array, b: jax.Array) -> jax.Array:
