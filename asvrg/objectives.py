@@ -253,7 +253,8 @@ def evaluate(
         gradient, _ = full_gradient(objective, x, data, chunk_size=chunk_size)
         # In float32 the squares of what is below 1e-23 or above 1e19 would be 0 or infinite.
         wide = np.asarray(gradient, np.float64)
-        grad_norm_sq = float(wide @ wide)
+        with np.errstate(over="ignore", invalid="ignore"):  # inf and nan say enough
+            grad_norm_sq = float(wide @ wide)
     return Metrics(loss, error, grad_norm_sq)
 
 

@@ -54,26 +54,30 @@ def polynomial(lr: float, decay: float) -> Schedule:
     return lambda epoch: alpha / (1.0 + epoch) ** beta
 
 
-def check_rate(lr: float, dtype: np.dtype) -> np.ndarray:
+def check_rate(lr: float, dtype: np.dtype, *, name: str = "lr") -> np.ndarray:
     """The step in the dtype of x, where it must neither vanish nor overflow.
 
     Args:
-      lr: eta.
+      lr: eta, above 0.
       dtype: of x.
+      name: what the sentence calls it.
 
     Returns:
       A scalar of that dtype.
 
     Raises:
-      InputError: it is 0 there, or no finite number: x would stay where it is, silently.
+      InputError: it is not a finite number above 0, or is 0 or infinite in that dtype: x would stay
+        where it is, silently, or be lost.
 
     >>> check_rate(0.5, np.dtype("float32"))
     array(0.5, dtype=float32)
     """
+    eta = check_real(name, lr, above=True)
     with np.errstate(over="ignore", under="ignore"):
-        rate = np.asarray(lr).astype(dtype)
-    if rate == 0 or not np.isfinite(rate):
+        rate = np.asarray(eta).astype(dtype)
+    if rate == 0 or np.isinf(rate):
         raise InputError(
-            f"lr must be a finite number above 0 in {dtype}, got {lr!r}, which is {rate} there."
+            f"{name} must be a finite number above 0 in {dtype}, got {eta!r}, which is {rate} "
+            "there."
         )
     return rate

@@ -41,6 +41,23 @@ def test_one_sample_is_never_flatter_than_the_mean() -> None:
         assert found.of_one in (pytest.approx(4.0), pytest.approx(80.0))
 
 
+def test_estimates_count_what_they_compute() -> None:
+    """Every product with a Hessian is one tangent of the gradient, at two component gradients."""
+    rows = np.random.default_rng(0).normal(size=(12, 3))
+    objective = objectives.from_loss(lambda w, z: 0.5 * (w @ z) ** 2, jnp.zeros(3))
+    seen: list[int] = []
+
+    def grad(x: jax.Array, batch: jax.Array, block: None) -> jax.Array:
+        jax.debug.callback(lambda: seen.append(len(batch)))
+        return objective.grad(x, batch, block)
+
+    counted = objective._replace(grad=grad)
+    found = automatic.estimate(counted, jnp.ones(3), jnp.asarray(rows), seed=0, chunk_size=5)
+    jax.effects_barrier()
+    assert {1, 2, 5} == set(seen)
+    assert found.grad_evals == 2 * sum(seen)
+
+
 def test_losses_without_second_derivatives_need_a_step() -> None:
     def twice(w: jax.Array) -> jax.Array:
         return jax.pure_callback(lambda w: 2 * w, w, w, vmap_method="broadcast_all")
@@ -61,7 +78,7 @@ def test_losses_without_second_derivatives_need_a_step() -> None:
 )
 def test_what_steps_feel(batch_size: int, delay: float, expected: float) -> None:
     """(1 - 1/b) 2 + 10/b + 2 tau."""
-    assert automatic.felt(Curvature(2.0, 10.0), batch_size, delay) == pytest.approx(expected)
+    assert automatic.felt(Curvature(2.0, 10.0, 0), batch_size, delay) == pytest.approx(expected)
 
 
 HERE = Metrics(loss=3.0, error=0.0, grad_norm_sq=4.0)
@@ -70,7 +87,8 @@ HERE = Metrics(loss=3.0, error=0.0, grad_norm_sq=4.0)
 def test_a_hessian_that_is_not_finite_says_nothing() -> None:
     objective = objectives.from_loss(lambda w, z: jnp.abs(w) ** 1.5 * z, jnp.zeros(()))
     found = automatic.estimate(objective, jnp.zeros(1), jnp.ones(3), seed=0, chunk_size=10)
-    assert np.isnan(found).all()
+    assert np.isnan(found[:2]).all()
+    assert found.grad_evals == 2 * 3  # one product with the Hessian of each f_i
     here = Metrics(3.0, 0.0, 4.0)
     first = automatic.next_step(None, automatic.felt(found, 2, 1.0), here, 10)
     assert first.lr == 3 / 40
@@ -104,7 +122,9 @@ def test_steps_without_curvature() -> None:
     halved = first.half()
     assert halved == Step(3 / 80, 0.0, 1.0, True)
     assert automatic.next_step(halved, 10.0, HERE, 10) == Step(1 / 10, 10.0, 1.0)
-    with pytest.raises(InputError, match="loss must depend on params"):
+    with pytest.raises(
+        InputError, match="the gradient of loss at params is 0 and its curvature 0:"
+    ):
         automatic.next_step(None, 0.0, HERE._replace(grad_norm_sq=0.0), 10)
 
 

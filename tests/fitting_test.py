@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -153,12 +154,42 @@ def test_the_callback_sees_every_epoch_and_may_stop() -> None:
         asvrg.fit(squares, START, DATA, callback="print")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "answer", [None, False, np.False_, np.True_, np.array(True), jnp.array(False)]
+)
+def test_a_callback_answers_yes_or_no(answer: Any) -> None:
+    result = asvrg.fit(OBJECTIVE, START, DATA, lr=0.1, num_epochs=1, callback=lambda epoch: answer)
+    assert len(result.history.loss) == (1 if answer else 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(0.25, "0.25"), ("on", "'on'"), (1, "1"), ({}, "{}"), (np.array([True]), "array([ True])")],
+)
+def test_a_callback_answers_nothing_else(answer: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        asvrg.fit(OBJECTIVE, START, DATA, lr=0.1, callback=lambda epoch: answer)
+    assert str(caught.value) == f"callback must return True, False or None, got {said}."
+
+
 def test_the_run_ends_within_the_tolerance() -> None:
     result = asvrg.fit(squares, START, DATA, lr=0.1, tolerance=1e-6, num_epochs=100)
     assert result.history.grad_norm_sq[-1] <= 1e-6 < result.history.grad_norm_sq[-2]
     at_rest = asvrg.fit(squares, SOLUTION, DATA, lr=0.1, tolerance=1e-6)
     assert at_rest.trace is None
     np.testing.assert_array_equal(at_rest.params, SOLUTION)
+    assert at_rest.lr == 0.1
+
+
+def test_a_minimum_without_curvature_is_within_the_tolerance() -> None:
+    start, data = jnp.array([2.0]), np.ones(20)
+    hinge = objectives.from_loss(lambda w, z: jnp.maximum(0.0, 1 - w[0] * z), start)
+    at_rest = asvrg.fit(hinge, start, data, tolerance=1e-12)
+    assert len(at_rest.history.loss) == 1
+    assert np.isnan([at_rest.lr, at_rest.smoothness]).all()
+    assert (at_rest.params, at_rest.history.grad_evals[0]) == (2, 0)
+    with pytest.raises(InputError, match="params may be a minimum already, or loss does not"):
+        asvrg.fit(hinge, start, data)
 
 
 def test_params_keep_their_structure() -> None:
@@ -245,7 +276,7 @@ def test_threads_reach_the_optimum() -> None:
 def test_a_driver_of_ones_own() -> None:
     """Simulated delays: as many as the driver prescribes, and their steps are shorter."""
 
-    def make(estimator: Any, data: Any, sampler: Any, inner_steps: int) -> Driver:
+    def make(estimator: Any, data: Any, sampler: Any, *, inner_steps: int) -> Driver:
         return simulate.driver(
             estimator, data, sampler, inner_steps=inner_steps,
             trace=lambda epoch: delays.round_robin(inner_steps, 4),
@@ -258,7 +289,18 @@ def test_a_driver_of_ones_own() -> None:
     serial = asvrg.fit(squares, START, DATA, num_epochs=3)
     assert result.lr < 0.5 * serial.lr
     with pytest.raises(InputError, match="driver must be a function that returns .* got .* None"):
-        asvrg.fit(squares, START, DATA, driver=lambda *arguments: None, lr=0.1)
+        asvrg.fit(squares, START, DATA, driver=lambda *arguments, inner_steps: None, lr=0.1)
+
+
+def test_the_drivers_of_the_package_are_drivers() -> None:
+    arguments: dict[str, Any] = {"lr": 0.1, "num_epochs": 2, "seed": 4}
+    serial = asvrg.fit(OBJECTIVE, START, DATA, **arguments)
+    simulated = asvrg.fit(OBJECTIVE, START, DATA, driver=asvrg.simulate.driver, **arguments)
+    np.testing.assert_array_equal(simulated.params, serial.params)
+    # One thread makes the updates of the serial driver, in their order.
+    alone = functools.partial(asvrg.threads.driver, num_threads=1, read_period=1)
+    thread = asvrg.fit(OBJECTIVE, START, DATA, driver=alone, **arguments)
+    np.testing.assert_allclose(thread.params, serial.params, rtol=1e-12)
 
 
 def test_logistic_regression_comes_to_the_optimum() -> None:

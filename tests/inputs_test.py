@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asvrg import mlp
 from asvrg.errors import InputError
 from asvrg.fitting import inputs
 from asvrg.objectives import Metrics
@@ -58,6 +59,16 @@ def test_scalars_that_are_floats_are_params() -> None:
     assert found.unravel(found.x0) == {"a": 1.0, "b": 2.0, "c": None}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floats_get_the_dtype_beside_them(dtype: str) -> None:
+    found = check(
+        loss=lambda p, sample: jnp.sum(p["w"]) * p["b"],
+        params={"b": 0.1, "w": np.ones(2, dtype)},
+    )
+    assert found.x0.dtype == dtype
+    np.testing.assert_array_equal(found.x0, np.array([0.1, 1, 1], dtype))
+
+
 def test_float32_params_with_float64_data() -> None:
     with jax.numpy_dtype_promotion("standard"):
         found = check(params=np.ones(2, "float32"))
@@ -66,17 +77,17 @@ def test_float32_params_with_float64_data() -> None:
 
 def test_an_objective_has_an_order_of_its_own() -> None:
     """Its params need not lie in x in the order of their leaves."""
-    plain = problems.get("least_squares").objective
+    plain, rows = problems.get("least_squares").objective, problems.get("least_squares").data
 
     def unravel(x: Any) -> Any:
         return {"weights": x[3::-1], "bias": x[4]}
 
     reversed_: Objective = plain._replace(unravel=unravel)
     params = {"weights": np.arange(4.0), "bias": np.array(9.0)}
-    found = check(loss=reversed_, params=params)
+    found = check(loss=reversed_, params=params, data=rows)
     np.testing.assert_array_equal(found.x0, [3, 2, 1, 0, 9])
     jax.tree.map(np.testing.assert_array_equal, found.unravel(found.x0), params)
-    flat = check(loss=reversed_, params=np.arange(5.0))
+    flat = check(loss=reversed_, params=np.arange(5.0), data=rows)
     np.testing.assert_array_equal(flat.unravel(flat.x0), np.arange(5.0))
 
 
@@ -84,6 +95,16 @@ def fails(w: Any, sample: Any) -> Any:
     raise KeyError("rows")
 
 
+def search(w: Any, sample: Any) -> Any:
+    """It doubles w until it is large enough, which is no more than jax can trace."""
+    return jax.lax.while_loop(lambda v: v < 10, lambda v: 2 * v, jnp.sum(w * w))
+
+
+def outside(w: Any, sample: Any) -> Any:
+    return jax.pure_callback(lambda w: w, jax.ShapeDtypeStruct((), w.dtype), w[0])
+
+
+LABELLED = {"x": np.zeros((4, 784), "float32"), "y": np.zeros(4, int)}
 BATCHES = "loss is called with one sample at a time, here arrays of shape (2,), () without an axis"
 
 
@@ -121,6 +142,19 @@ BATCHES = "loss is called with one sample at a time, here arrays of shape (2,), 
         ({"loss": fails}, "loss must be a function of params and one sample that jax can trace"),
         ({"loss": lambda w, s: w[0] if w[0] > 0 else -w[0]}, "got TracerBoolConversionError: "),
         ({"loss": lambda w, s: w[0] * float(s[1])}, "got ConcretizationTypeError: "),
+        ({"loss": lambda w, s: w[0] * np.asarray(s[0])[0]}, "got TracerArrayConversionError: "),
+        ({"loss": lambda w, s: w[0] * [1, 2, 3, 4][s[1]]}, "got TracerIntegerConversionError: "),
+        ({"loss": lambda w, s: jnp.sum(w[w > 0])}, "got NonConcreteBooleanIndexError: "),
+        ({"loss": search}, "a gradient that jax can take in reverse mode, and for a batch by jax."),
+        ({"loss": outside}, "by jax.vmap, got ValueError: Pure callbacks do not support JVP"),
+        (
+            {"loss": mlp.mlp((784, 3)), "params": np.zeros(2355, "float32"), "data": LABELLED},
+            "data must be such as the Objective's loss takes, got ",
+        ),
+        (
+            {"loss": mlp.mlp((784, 3)), "params": np.zeros(2355, "float32"), "data": LABELLED},
+            " for a batch of one sample, a dict with arrays of shape (1, 784), (1,).",
+        ),
         ({"error": lambda w, sample: w > 0}, "error must return a scalar for one sample, got shap"),
         (
             {"loss": problems.get("logistic").objective, "params": np.ones(3)},
@@ -141,6 +175,23 @@ def test_what_does_not_fit_is_said(given: dict[str, Any], sentence: str) -> None
         check(**given)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda w, s: w[0] if w[0] > 0 else -w[0],
+        lambda w, s: w[0] * float(s[1]),
+        lambda w, s: w[0] * np.asarray(s[0])[0],
+        lambda w, s: jnp.sum(w[w > 0]),
+    ],
+)
+def test_values_that_are_not_there_yet_are_the_advice(loss: Any) -> None:
+    """Not the axis of a batch, which has nothing to do with it."""
+    with pytest.raises(InputError) as caught:
+        check(loss=loss)
+    assert "use jnp.where or jax.lax.cond in place of if" in str(caught.value)
+    assert "one sample at a time" not in str(caught.value)
 
 
 def test_float64_needs_x64() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import asvrg
+from asvrg import objectives
 from asvrg.errors import DivergedError
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
@@ -79,7 +81,7 @@ def test_the_epochs_before_a_divergence_are_the_callers() -> None:
 def driver_of(make_x: Any) -> Any:
     """Makes a driver whose epochs do whatever a function of x and lr says."""
 
-    def make(estimator: Estimator, data: Data, sampler: Sampler, inner_steps: int) -> Driver:
+    def make(estimator: Estimator, data: Data, sampler: Sampler, *, inner_steps: int) -> Driver:
         return Driver(
             prepare=lambda x: Snapshot(),
             inner_loop=lambda x, snapshot, epoch, lr: (make_x(x, lr), None),
@@ -103,25 +105,76 @@ def test_a_loss_that_rises_with_every_step_is_said() -> None:
     assert len(steps) == 21
 
 
-def test_thrown_away_epochs_leave_no_trace() -> None:
-    """Epochs with a step above 0.01 end in nan; nothing of them counts."""
+def test_thrown_away_epochs_are_paid_for() -> None:
+    """Epochs with a step above 0.01 end in nan; what they cost counts, and what they did does not.
+
+    f_i has the Hessian 1, so an estimate takes two products for all 20 samples and for each of 10.
+    """
     steps = []
+    estimate = 2 * 2 * (20 + 10)
 
     def move(x: Any, lr: float) -> Any:
         steps.append(lr)
         return x * (np.nan if lr > 0.01 else 0.9)
 
     result = asvrg.fit(
-        lambda w, z: 0.5 * w * w, jnp.ones(()), np.ones(20), driver=driver_of(move), num_epochs=2
+        lambda w, z: 0.5 * w * w, jnp.ones(()), np.ones(20), driver=driver_of(move), num_epochs=4
     )
     # 1 is the smoothness: a sixteenth of the step, then halves of it.
     assert steps[:4] == [1 / 16, 1 / 32, 1 / 64, 1 / 128]
-    np.testing.assert_array_equal(result.history.halvings[:2], [0, 3])
-    np.testing.assert_array_equal(result.history.updates, [0, 2, 4])
-    np.testing.assert_array_equal(result.history.grad_evals, [0, 1, 2])
-    np.testing.assert_allclose(result.history.loss, 0.5 * 0.81 ** np.arange(3))
+    np.testing.assert_array_equal(result.history.halvings, [0, 3, 0, 0, 0])
+    np.testing.assert_array_equal(result.history.updates, [0, 2, 4, 6, 8])
+    # Estimated after 0, 1 and 2 epochs; one component gradient an epoch, says the driver.
+    costs = [estimate, 4, estimate + 1, estimate + 1, 1]
+    np.testing.assert_array_equal(result.history.grad_evals, np.cumsum(costs))
+    np.testing.assert_allclose(result.history.loss, 0.5 * 0.81 ** np.arange(5))
     # The curvature is 1 all over, so half of an eighth of it is kept.
     assert steps[4] == result.lr == 1 / 128
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_the_time_of_thrown_away_epochs_counts(diverges: bool) -> None:
+    """Whether x ends in nan, or only the loss is higher."""
+
+    def move(x: Any, lr: float) -> Any:
+        if lr > 0.01:
+            time.sleep(0.05)
+            return x * (np.nan if diverges else 2.0)
+        return x * 0.9
+
+    result = asvrg.fit(
+        lambda w, z: 0.5 * w * w, jnp.ones(()), np.ones(20), driver=driver_of(move), num_epochs=1
+    )
+    assert result.history.halvings[-1] == 3
+    assert result.history.seconds[0] == 0
+    assert result.history.seconds[-1] >= 0.15
+
+
+def test_svrg_without_a_correction_is_judged_as_sgd_is() -> None:
+    """Its noise would halve the step in almost every epoch if it had to fall as SVRG does."""
+    data = (RNG.normal(size=(40, 4)), RNG.normal(size=40))
+    objective = objectives.from_loss(squares, jnp.zeros(4))
+    arguments: dict[str, Any] = {"batch_size": 1, "num_epochs": 20}
+    sgd = asvrg.fit(objective, np.zeros(4), data, method="sgd", **arguments)
+    plain = asvrg.fit(objective, np.zeros(4), data, alpha=0.0, **arguments)
+    np.testing.assert_array_equal(plain.history.halvings, sgd.history.halvings)
+    np.testing.assert_allclose(plain.history.lr, sgd.history.lr, rtol=1e-6)
+
+
+def test_a_coefficient_is_noisy_in_its_own_epochs() -> None:
+    """The loss rises by 5 % of what was won: too much where alpha is 1, and only there."""
+    moves = iter([0.5, 0.6, 0.5, 0.6, 0.5, 0.5])
+
+    def move(x: Any, lr: float) -> Any:
+        return jnp.asarray(x) * 0 + next(moves)
+
+    result = asvrg.fit(
+        lambda w, z: 0.5 * w * w, jnp.ones(()), np.ones(20), driver=driver_of(move), num_epochs=4,
+        alpha=lambda epoch: 0.5 if epoch == 1 else 1.0,
+    )  # fmt: skip
+    # Kept with alpha = 0.5, thrown away with 1.
+    np.testing.assert_allclose(result.history.loss, 0.5 * np.square([1.0, 0.5, 0.6, 0.5, 0.5]))
+    np.testing.assert_array_equal(result.history.halvings, [0, 0, 0, 0, 1])
 
 
 @pytest.mark.parametrize("method", ["svrg", "sgd"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from asvrg import schedules
@@ -38,3 +40,17 @@ def test_bad_steps_are_refused(bad) -> None:
 def test_bad_decays_are_refused(bad) -> None:
     with pytest.raises(InputError, match="lr_decay must be a finite number of at least 0, got"):
         schedules.polynomial(0.1, bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, -np.inf, math.nan, None, "a", jnp.zeros(())])
+def test_rates_are_above_zero(bad) -> None:
+    with pytest.raises(InputError, match="^lr in epoch s = 3 must be a finite number above 0, got"):
+        schedules.check_rate(bad, np.dtype("float64"), name="lr in epoch s = 3")
+
+
+@pytest.mark.parametrize(("bad", "there"), [(1e-60, "0.0"), (1e60, "inf")])
+def test_rates_fit_the_dtype(bad: float, there: str) -> None:
+    assert schedules.check_rate(bad, np.dtype("float64")) == bad
+    sentence = f"above 0 in float32, got {bad:g}, which is {there} there"
+    with pytest.raises(InputError, match=sentence.replace("+", r"\+")):
+        schedules.check_rate(bad, np.dtype("float32"))

@@ -7,9 +7,11 @@ wrong is thrown away and done again with half the step. A step that was given is
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from asvrg import objectives
@@ -45,11 +47,12 @@ class History(NamedTuple):
       error: float64 [epochs + 1], share of samples that are classified wrongly; nan without it.
       grad_norm_sq: float64 [epochs + 1], ||grad f||^2.
       lr: float64 [epochs + 1], eta.
-      smoothness: float64 [epochs + 1], the estimate behind eta; nan if lr was given.
+      smoothness: float64 [epochs + 1], the estimate behind eta, not of L alone; nan if lr was
+        given.
       halvings: int64 [epochs + 1], how often the epoch was done again with half the step.
-      seconds: float64 [epochs + 1], a sum, of optimisation alone.
-      updates: int64 [epochs + 1], a sum.
-      grad_evals: int64 [epochs + 1], a sum.
+      seconds: float64 [epochs + 1], a sum, of optimisation alone, thrown-away epochs included.
+      updates: int64 [epochs + 1], a sum, of what was kept.
+      grad_evals: int64 [epochs + 1], a sum, with thrown-away epochs and estimates.
       mean_delay: float64 [epochs + 1], of the epoch, in updates.
       max_delay: int64 [epochs + 1], of the epoch, in updates.
     """
@@ -76,8 +79,9 @@ class FitResult(NamedTuple):
         in, as jax arrays.
       history: the numbers of every epoch.
       trace: of the last epoch; None if there was none.
-      lr: the step of the last epoch.
-      smoothness: the estimate that it comes from; nan if lr was given.
+      lr: the step of the last epoch; nan if `tolerance` was met before one was chosen.
+      smoothness: the estimate that it comes from, (1 - 1/b) L + L_max / b + tau L, which is L
+        itself only where all f_i are alike and nothing is late; nan if lr was given.
       settings: what the run was made with, given or chosen.
     """
 
@@ -107,7 +111,7 @@ def fit(
     read_period: int | None = None,
     error: SampleFn | None = None,
     seed: int = 0,
-    callback: Callable[[FitEpoch], bool | None] | None = None,
+    callback: Callable[[FitEpoch], bool | np.bool_ | None] | None = None,
     tolerance: float | None = None,
     chunk_size: int = objectives.CHUNK_SIZE,
 ) -> FitResult:
@@ -122,8 +126,9 @@ def fit(
     L_max that of single f_i, both estimated from Hessian-vector products on some samples, and tau
     the mean delay. The first epoch has a sixteenth of it. It is estimated anew after 1, 2, 4, 8,
     ... epochs, and grows four-fold at most each time. An epoch after which the loss is not finite,
-    or higher than before by more than 0.1 % of itself and 1 % of what had been won (20 % for SGD),
-    is thrown away and done again with half the step; after it there is an estimate, too.
+    or higher than before by more than 0.1 % of itself and 1 % of what had been won (20 % for SGD,
+    and where alpha is not 1), is thrown away and done again with half the step; after it there is
+    an estimate, too. Thrown-away epochs and estimates are part of the history's `grad_evals`.
 
     Args:
       loss: (params, sample) -> scalar, f_i; the sample is one slice of the data along axis 0,
@@ -133,16 +138,19 @@ def fit(
       data: a pytree of arrays of numbers (or of keys of `jax.random`), [n, ...] each; leave them
         as they are until the run has ended.
       method: "svrg"; "sgd"; or "sgd_svrg", some epochs of SGD and then SVRG.
-      driver: "serial"; "threads", Algorithm 1 on the cores of this machine; or a function
-        (estimator, data, sampler, inner_steps) -> Driver, for simulated delays and for MPI. With
-        threads keep XLA to one thread, as `asvrg.threads.driver` says.
+      driver: "serial"; "threads", Algorithm 1 on the cores of this machine; or a function called
+        as driver(estimator, data, sampler, inner_steps=m) -> Driver, for MPI, say: also
+        `asvrg.simulate.driver` or `asvrg.threads.driver`, with the rest of their arguments from
+        functools.partial. With threads keep XLA to one thread, as `asvrg.threads.driver` says.
       num_epochs: S, at most; those of pre-training included.
       batch_size: b, samples of an update; 10, or n if that is smaller.
       block_size: B, how many coordinates an update moves; all d.
       inner_steps: m, updates of an epoch, those of all workers together; n / b, rounded up.
-      lr: eta, a number or a function of the epoch s (see `asvrg.schedules`); automatic. A number
-        is never changed.
-      alpha: coefficient of the variance reduction, a number or a function of the epoch s; 1.
+      lr: eta, a number, or a function of the epoch s (see `asvrg.schedules`) that is above 0 in
+        every epoch s = 0, ..., S - 1; automatic. What is given is never changed. An optax schedule
+        of epochs that begins with 0 becomes lambda s: schedule(s + 1).
+      alpha: coefficient of the variance reduction, a number or a function of the epoch s of the
+        whole run: with "sgd_svrg" SVRG begins at s = `pretrain_epochs`; 1.
       pretrain_epochs: those of SGD with "sgd_svrg"; a quarter of `num_epochs`.
       num_workers: K, the threads with "threads"; the cores that this process may use.
       read_period: a thread's updates from one read of x to the next; 4. More of them make an
@@ -151,8 +159,8 @@ def fit(
       seed: of the draws, and of the samples that the smoothness is estimated from; at least 0.
         Without threads the same seed gives the same result.
       callback: called with a FitEpoch before training and after every epoch; the run ends when it
-        returns True. It is not timed.
-      tolerance: the run ends when ||grad f||^2 is this or less.
+        returns True, and goes on with None or False. It is not timed.
+      tolerance: the run ends when ||grad f||^2 is this or less, also before the first epoch.
       chunk_size: samples at once in passes over all data; bounds their memory.
 
     Returns:
@@ -176,6 +184,15 @@ def fit(
     [ 1.  -2.   0.5]
     >>> bool(result.history.loss[-1] < 1e-6 * result.history.loss[0])
     True
+
+    The same with a driver of its own, two threads that read x before every update:
+
+    >>> import functools
+    >>> from asvrg import threads
+    >>> two = functools.partial(threads.driver, num_threads=2, read_period=1)
+    >>> result = fit(loss, jnp.zeros(3), (inputs, targets), driver=two, lr=0.1, num_epochs=1)
+    >>> len(result.trace.worker)
+    20
 
     Source: Huo and Huang (2016), Algorithm 1 and Equation (5).
     """
@@ -205,7 +222,7 @@ def fit(
         chunk_size=chunk_size,
     ):
         rows.append([getattr(epoch, name) for name in History._fields])
-        if callback is not None and callback(epoch):
+        if callback is not None and _is_yes(callback(epoch)):
             break
     return FitResult(
         params=epoch.params,
@@ -215,3 +232,12 @@ def fit(
         smoothness=epoch.smoothness,
         settings=epoch.settings,
     )
+
+
+def _is_yes(answer: object) -> bool:
+    """What a callback returned, as a bool."""
+    if answer is None or isinstance(answer, bool | np.bool_):
+        return bool(answer)
+    if isinstance(answer, np.ndarray | jax.Array) and answer.ndim == 0 and answer.dtype == bool:
+        return bool(answer)
+    raise InputError(f"callback must return True, False or None, got {reprlib.repr(answer)}.")

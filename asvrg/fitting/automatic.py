@@ -35,8 +35,9 @@ class Step(NamedTuple):
     """The step of an epoch, and what an automatic one comes from.
 
     Attributes:
-      lr: eta.
-      smoothness: the estimate; nan if lr was given, or the Hessian is not finite.
+      lr: eta; nan before one has been chosen.
+      smoothness: the estimate of what steps feel, see `felt`; nan if there is none, or the Hessian
+        is not finite.
       fraction: eta is at most this over the smoothness: 1, or less after an epoch that went wrong.
       halved: whether the last epoch went wrong with a longer one.
     """
@@ -59,10 +60,13 @@ class Curvature(NamedTuple):
     Attributes:
       of_mean: L, of f.
       of_one: the largest L_i of some single f_i.
+      grad_evals: component gradients that the estimates are worth: a product with the Hessian of
+        one f_i takes about as long as two.
     """
 
     of_mean: float
     of_one: float
+    grad_evals: int
 
 
 def estimate(
@@ -78,7 +82,7 @@ def estimate(
       chunk_size: samples at once; bounds the memory.
 
     Returns:
-      A Curvature, of nan where the Hessian is not finite.
+      A Curvature, with L and L_i of nan where the Hessian is not finite.
 
     Raises:
       InputError: jax cannot take the second derivative of the loss.
@@ -88,12 +92,17 @@ def estimate(
     >>> found = estimate(objective, jnp.zeros(2), jnp.eye(2), seed=0, chunk_size=10)
     >>> round(found.of_mean, 3), round(found.of_one, 3)
     (0.5, 1.0)
+    >>> found.grad_evals  # two products for both samples, three for each of them alone
+    20
 
     Source: `asvrg.theory.estimate_smoothness`.
     """
     rows = np.random.default_rng(seed).permutation(objectives.num_samples(data))[:SUBSET]
+    products = 0
 
     def largest(indices: np.ndarray) -> float:
+        nonlocal products
+        products += len(indices)  # also where the first one is not finite, and the last
         found = smoothness.estimate_smoothness(
             objective,
             x,
@@ -103,20 +112,21 @@ def estimate(
             seed=seed,
             chunk_size=chunk_size,
         )
+        products += len(indices) * (found.iterations - 1)
         return found.value
 
     try:
         of_mean = largest(rows)
         of_one = max(largest(row[None]) for row in rows[:SINGLES])
     except InputError:
-        return Curvature(math.nan, math.nan)
+        return Curvature(math.nan, math.nan, 2 * products)
     except (TypeError, ValueError, NotImplementedError) as error:
         sentence = str(error).partition("\n")[0].rstrip(".")
         raise InputError(
             "lr must be given for this loss: its smoothness cannot be estimated, as it has no "
             f"second derivative that jax can take in forward mode ({sentence})."
         ) from error
-    return Curvature(of_mean, max(of_one, of_mean))
+    return Curvature(of_mean, max(of_one, of_mean), 2 * products)
 
 
 def felt(curvature: Curvature, batch_size: int, delay: float) -> float:
@@ -135,7 +145,7 @@ def felt(curvature: Curvature, batch_size: int, delay: float) -> float:
     Returns:
       A number above 0, or 0 if f is flat.
 
-    >>> felt(Curvature(1.0, 5.0), 4, 0.0)
+    >>> felt(Curvature(1.0, 5.0, 0), 4, 0.0)
     2.0
 
     Source: expected smoothness, as in Gower et al. (2019), SGD: general analysis and improved
@@ -179,7 +189,9 @@ def next_step(last: Step | None, smoothness_: float, metrics: Metrics, inner_ste
         return last._replace(smoothness=smoothness_, halved=False)
     if metrics.grad_norm_sq == 0:
         raise InputError(
-            "loss must depend on params, got one whose gradient at params is 0, and no curvature."
+            "lr must be given to go on from here, as the gradient of loss at params is 0 and its "
+            f"curvature {smoothness_:g}: params may be a minimum already, or loss does not depend "
+            "on them."
         )
     return Step((abs(metrics.loss) or 1.0) / (inner_steps * metrics.grad_norm_sq), smoothness_)
 
@@ -206,17 +218,18 @@ def is_worse(first: float, before: float, after: float, *, noisy: bool) -> bool:
     """Whether an epoch went so wrong that it is done again: the loss is clearly higher after it.
 
     Where variance is reduced, the loss falls in every epoch, but for rounding and bad luck. SGD
-    with a constant step ends in a noise, as large as a part of what it has won.
+    with a constant step ends in a noise, as large as a part of what it has won, and so does SVRG
+    with another coefficient than 1, which leaves a part of the variance.
 
     Args:
       first: the loss before training.
       before: the loss before the epoch.
       after: the loss after it.
-      noisy: whether the method is SGD.
+      noisy: whether the variance is not reduced, or only in part.
 
     Returns:
       Whether the loss is no finite number, or has risen by more than 0.1 % of itself and 1 % of
-      what had been won before (20 % for SGD).
+      what had been won before (20 % with noise).
 
     >>> is_worse(2.0, 1.0, 1.005, noisy=False), is_worse(2.0, 1.0, 1.02, noisy=False)
     (False, True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from asvrg import estimators, objectives, sampling, schedules
 from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError, check_choice, check_count, check_real
-from asvrg.estimators import Estimator
 from asvrg.fitting import inputs, loop
 from asvrg.fitting.inputs import SampleFn
 from asvrg.fitting.loop import FitEpoch, MakeDriver, Phase, Plan, Settings
-from asvrg.sampling import Sampler
 from asvrg.schedules import Schedule
-from asvrg.types import Data, Driver, Objective, PyTree
+from asvrg.types import Data, Objective, PyTree
 
 METHODS = ("svrg", "sgd", "sgd_svrg")
 DRIVERS = ("serial", "threads")
@@ -53,12 +55,13 @@ def fit_epochs(
       params: where to start.
       data: a pytree of arrays [n, ...].
       method: "svrg", "sgd" or "sgd_svrg".
-      driver: "serial", "threads", or a function that makes a Driver.
+      driver: "serial", "threads", or a function called as driver(estimator, data, sampler,
+        inner_steps=m), which makes a Driver.
       num_epochs: S, at most.
       batch_size: b.
       block_size: B.
       inner_steps: m.
-      lr: eta, or a function of the epoch s; automatic.
+      lr: eta, or a function of the epoch s, above 0 in every one; automatic.
       alpha: coefficient of the variance reduction, or a function of the epoch s.
       pretrain_epochs: those of SGD with "sgd_svrg".
       num_workers: K, the threads with "threads".
@@ -90,19 +93,28 @@ def fit_epochs(
     check_count("chunk_size", chunk_size)
     if tolerance is not None:
         check_real("tolerance", tolerance, above=True)
-    if not callable(driver):
+    if callable(driver):
+        _check_call(driver)
+    else:
         check_choice("driver, where it is no function,", driver, DRIVERS)
     if driver != "threads":
         _refuse({"num_workers": num_workers, "read_period": read_period}, 'driver="threads"')
     if method != "sgd_svrg":
         _refuse({"pretrain_epochs": pretrain_epochs}, 'method="sgd_svrg"')
+    alphas = _of_epochs("alpha", alpha, num_epochs, functools.partial(check_real, least=-np.inf))
     if method == "sgd":
-        _refuse({"alpha": None if alpha == 1 else alpha}, 'method="svrg" or "sgd_svrg"')
-    schedule = None
-    if lr is not None:
-        schedule = lr if callable(lr) else schedules.constant(lr)
+        is_default = not callable(alpha) and alphas[0] == 1
+        _refuse({"alpha": None if is_default else alpha}, 'method="svrg" or "sgd_svrg"')
     problem = inputs.check(loss, params, data, error)
     n = problem.num_samples
+    lrs = None
+    if lr is not None:
+        lrs = _of_epochs(
+            "lr",
+            lr,
+            num_epochs,
+            lambda name, eta: schedules.check_rate(eta, problem.x0.dtype, name=name),
+        )
     b = min(BATCH_SIZE, n) if batch_size is None else batch_size
     sampler = sampling.sampler(
         n, problem.objective.dim, batch_size=b, block_size=block_size, seed=seed
@@ -119,20 +131,18 @@ def fit_epochs(
     )
     if method == "sgd_svrg":
         settings = settings._replace(pretrain_epochs=_pretrain_epochs(pretrain_epochs, num_epochs))
-    make_driver = driver if callable(driver) else _serial
+    make_driver: MakeDriver = driver if callable(driver) else simulate.driver
     if driver == "threads":
-        settings = settings._replace(
-            num_workers=check_count(
-                "num_workers", _cores() if num_workers is None else num_workers
-            ),
-            read_period=check_count(
-                "read_period", READ_PERIOD if read_period is None else read_period
-            ),
-        )
-        make_driver = _threaded(settings)
-    sgd = Phase(estimators.sgd(problem.objective), True, settings.pretrain_epochs)
+        workers = check_count("num_workers", _cores() if num_workers is None else num_workers)
+        period = check_count("read_period", READ_PERIOD if read_period is None else read_period)
+        settings = settings._replace(num_workers=workers, read_period=period)
+        make_driver = functools.partial(threads.driver, num_threads=workers, read_period=period)
+    sgd = Phase(estimators.sgd(problem.objective), [0.0] * num_epochs, settings.pretrain_epochs)
+    coefficient = alphas.__getitem__ if callable(alpha) else alphas[0]
     svrg = Phase(
-        estimators.svrg(problem.objective, alpha=alpha, chunk_size=chunk_size), False, num_epochs
+        estimators.svrg(problem.objective, alpha=coefficient, chunk_size=chunk_size),
+        alphas,
+        num_epochs,
     )
     phases = {
         "sgd": [sgd._replace(num_epochs=num_epochs)],
@@ -140,8 +150,39 @@ def fit_epochs(
         "sgd_svrg": [sgd, svrg],
     }[method]
     return loop.run(
-        Plan(problem, settings, phases, make_driver, sampler, schedule, tolerance, chunk_size)
+        Plan(problem, settings, phases, make_driver, sampler, lrs, tolerance, chunk_size)
     )
+
+
+def _of_epochs(
+    name: str,
+    given: float | Schedule,
+    num_epochs: int,
+    check: Callable[[str, float], object],
+) -> list[float]:
+    """A number for every epoch, all of them checked before the first, so that no run is lost."""
+    if not callable(given):
+        check(name, given)
+        return [float(given)] * num_epochs
+    values = [given(epoch) for epoch in range(num_epochs)]
+    for epoch, value in enumerate(values):
+        check(f"{name} in epoch s = {epoch}", value)
+    return [float(value) for value in values]
+
+
+def _check_call(driver: MakeDriver) -> None:
+    """Raises InputError if a function cannot be called as a driver is."""
+    try:
+        signature = inspect.signature(driver)
+    except ValueError:  # some builtins do not tell
+        return
+    try:
+        signature.bind("estimator", "data", "sampler", inner_steps=1)
+    except TypeError as error:
+        raise InputError(
+            "driver must be a function that can be called as driver(estimator, data, sampler, "
+            f"inner_steps=m), got one that cannot ({error}); functools.partial gives it the rest."
+        ) from error
 
 
 def _refuse(arguments: dict[str, object], owner: str) -> None:
@@ -165,21 +206,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _serial(estimator: Estimator, data: Data, sampler: Sampler, inner_steps: int) -> Driver:
-    return simulate.driver(estimator, data, sampler, inner_steps=inner_steps)
-
-
-def _threaded(settings: Settings) -> MakeDriver:
-    def make(estimator: Estimator, data: Data, sampler: Sampler, inner_steps: int) -> Driver:
-        return threads.driver(
-            estimator,
-            data,
-            sampler,
-            inner_steps=inner_steps,
-            num_threads=settings.num_workers or 1,
-            read_period=settings.read_period or 1,
-        )
-
-    return make

@@ -21,6 +21,17 @@ SampleFn = Callable[[PyTree, Data], Any]
 DTYPES = ("float32", "float64")
 # Keys too: noise whose key is part of the sample is a fixed function of it.
 _KINDS = (jnp.number, jax.dtypes.prng_key)
+# What jax raises where a function wants the values of what is traced.
+_NO_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_TRACED = (
+    "params and sample are traced and have no values yet: use jnp.where or jax.lax.cond in place "
+    "of if and of boolean indices, and jax.numpy in place of numpy, float() and int()"
+)
 
 
 class Inputs(NamedTuple):
@@ -65,12 +76,7 @@ def check(loss: SampleFn | Objective, params: PyTree, data: Data, error: SampleF
     >>> inputs.unravel(inputs.x0)["shift"]
     Array(0., dtype=float32)
     """
-    params = jax.tree_util.tree_map_with_path(_param, params)
-    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
-    if len(dtypes) != 1:
-        raise InputError(
-            f"params must hold arrays of one dtype, at least one, got {dtypes or 'no array'}."
-        )
+    params = _of_one_dtype(jax.tree_util.tree_map_with_path(_param, params))
     data = jax.tree_util.tree_map_with_path(_column, data)
     n = objectives.num_samples(data)
     if isinstance(loss, Objective):
@@ -78,6 +84,7 @@ def check(loss: SampleFn | Objective, params: PyTree, data: Data, error: SampleF
             raise InputError("error must be None where loss is an Objective, which has its own.")
         x0, unravel = _ravel_for(loss, params)
         objective = loss
+        _check_loss(objective, x0, data)
     else:
         if not callable(loss):
             raise InputError(
@@ -89,6 +96,7 @@ def check(loss: SampleFn | Objective, params: PyTree, data: Data, error: SampleF
         if error is not None:
             _check_scalar("error", error, params, data)
         x0, unravel = ravel_pytree(params)
+        _check_gradient(objective, x0, data)
     return Inputs(objective, x0, unravel, data, n)
 
 
@@ -126,10 +134,10 @@ def check_finite(metrics: Metrics, data: Data) -> None:
     )
 
 
-def _param(path: Any, leaf: Any) -> jax.Array:
-    dtype = getattr(leaf, "dtype", None) if np.ndim(leaf) or hasattr(leaf, "dtype") else None
+def _param(path: Any, leaf: Any) -> jax.Array | float:
+    dtype = getattr(leaf, "dtype", None)
     if dtype is None and isinstance(leaf, float):
-        return jnp.asarray(leaf)
+        return leaf
     name = f"params{jax.tree_util.keystr(path)}"
     if str(dtype) not in DTYPES:
         found = type(leaf).__name__ if dtype is None else f"dtype {dtype}"
@@ -144,6 +152,17 @@ def _param(path: Any, leaf: Any) -> jax.Array:
             'cast it, or call jax.config.update("jax_enable_x64", True) first.'
         )
     return jnp.array(leaf)  # a copy: the caller's own array may change while epochs are asked for
+
+
+def _of_one_dtype(params: PyTree) -> PyTree:
+    """The params as arrays; Python floats get the dtype of the arrays beside them."""
+    leaves = jax.tree.leaves(params)
+    dtypes = sorted({str(leaf.dtype) for leaf in leaves if isinstance(leaf, jax.Array)})
+    if len(dtypes) > 1 or not leaves:
+        raise InputError(
+            f"params must hold arrays of one dtype, at least one, got {dtypes or 'no array'}."
+        )
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, *dtypes), params)
 
 
 def _column(path: Any, leaf: Any) -> jax.Array:
@@ -188,7 +207,7 @@ def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
 def _check_scalar(name: str, function: SampleFn, params: PyTree, data: Data) -> None:
     """Raises InputError unless a function of one sample gives one number."""
     sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(sample)]
+    shapes = _shapes(sample)[1]
     advice = (
         f"{name} is called with one sample at a time, here arrays of shape "
         f"{', '.join(map(str, shapes))} without an axis for the batch; for a function written for "
@@ -200,7 +219,7 @@ def _check_scalar(name: str, function: SampleFn, params: PyTree, data: Data) -> 
     except Exception as cause:
         raise InputError(
             f"{name} must be a function of params and one sample that jax can trace, got "
-            f"{type(cause).__name__}: {str(cause).partition(chr(10))[0].rstrip('.')}; {advice}."
+            f"{_said(cause)}; {_TRACED if isinstance(cause, _NO_VALUES) else advice}."
         ) from cause
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or not jax.tree_util.all_leaves([out]):
@@ -211,3 +230,39 @@ def _check_scalar(name: str, function: SampleFn, params: PyTree, data: Data) -> 
         )
     if name == "loss" and not jnp.issubdtype(out.dtype, jnp.floating):
         raise InputError(f"loss must return a floating-point number, got dtype {out.dtype}.")
+
+
+def _check_gradient(objective: Objective, x0: Array, data: Data) -> None:
+    """Raises InputError unless jax can take the gradient of a loss that it can trace."""
+    try:
+        jax.eval_shape(objective.grad, x0, _one_sample(data), None)
+    except Exception as cause:
+        raise InputError(
+            "loss must have a gradient that jax can take in reverse mode, and for a batch by "
+            f"jax.vmap, got {_said(cause)}; in place of lax.while_loop, say, use lax.scan."
+        ) from cause
+
+
+def _check_loss(objective: Objective, x0: Array, data: Data) -> None:
+    """Raises InputError unless the loss of an Objective takes such data."""
+    batch = _one_sample(data)
+    try:
+        jax.eval_shape(objective.loss, x0, batch)
+    except InputError:
+        raise
+    except Exception as cause:
+        raise InputError(
+            f"data must be such as the Objective's loss takes, got {_said(cause)} for a batch of "
+            f"one sample, a {type(batch).__name__} with arrays of shape "
+            f"{', '.join(map(str, _shapes(batch)[1]))}."
+        ) from cause
+
+
+def _one_sample(data: Data) -> Data:
+    """A batch of a single sample, without its values."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), data)
+
+
+def _said(cause: Exception) -> str:
+    """An exception in a part of a sentence: its name and the first line of what it says."""
+    return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0].rstrip('.')}"

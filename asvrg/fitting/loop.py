@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +19,19 @@ from asvrg.fitting.automatic import Step
 from asvrg.fitting.inputs import Inputs
 from asvrg.objectives import Metrics
 from asvrg.sampling import Sampler
-from asvrg.schedules import Schedule
 from asvrg.types import Array, Data, Driver, EpochResult, PyTree, Trace
 
 # Together they divide the step by a million.
 MAX_HALVINGS = 20
 
-# (estimator, data, sampler, inner_steps) -> Driver
-MakeDriver = Callable[[Estimator, Data, Sampler, int], Driver]
+
+class MakeDriver(Protocol):
+    """What `asvrg.fit` takes as `driver`: `asvrg.simulate.driver`, say."""
+
+    def __call__(
+        self, estimator: Estimator, data: Data, sampler: Sampler, /, *, inner_steps: int
+    ) -> Driver:
+        """Makes a Driver for the epochs of one estimator."""
 
 
 class Settings(NamedTuple):
@@ -56,7 +61,7 @@ class Settings(NamedTuple):
 class FitEpoch(NamedTuple):
     """A run after an epoch; counts and seconds are sums over the epochs so far.
 
-    Epochs that were thrown away are in none of the counts; `halvings` says that there were some.
+    What was thrown away has been computed all the same, and is in `seconds` and `grad_evals`.
 
     Attributes:
       epoch: epochs done; 0 before training.
@@ -64,14 +69,17 @@ class FitEpoch(NamedTuple):
       loss: f, over all samples.
       error: share of samples that `error` calls wrong, in [0, 1]; nan without it.
       grad_norm_sq: ||grad f||^2.
-      lr: the step of this epoch; of epoch 0, that of the first.
-      smoothness: the estimate that an automatic step comes from; nan if lr was given, or the
-        Hessian is not finite.
+      lr: the step of this epoch; of epoch 0, that of the first. It is nan if there was none to
+        choose, as the start met the tolerance.
+      smoothness: the estimate that an automatic step comes from, of (1 - 1/b) L + L_max / b + tau
+        L; nan if lr was given, or the Hessian is not finite.
       halvings: how often this epoch was thrown away and done again with half the step.
       seconds: wall-clock time of optimisation alone, with the estimates of the smoothness after the
         first: no compilation, no evaluation.
-      updates: updates of x.
-      grad_evals: component gradients computed, as the theory counts them, without the estimates.
+      updates: updates of x, of the epochs that were kept.
+      grad_evals: component gradients computed, as the theory counts them; with an automatic step
+        those of epochs that were thrown away are among them, and two for every product of the
+        estimates with the Hessian of one f_i. So it begins with the first estimate.
       mean_delay: of the updates of this epoch, in updates; 0 in epoch 0.
       max_delay: the largest of them.
       trace: who computed which update from which x in this epoch; None in epoch 0.
@@ -96,10 +104,13 @@ class FitEpoch(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A part of a run with one estimator; it lasts until `num_epochs` epochs are done in all."""
+    """A part of a run with one estimator; it lasts until `num_epochs` epochs are done in all.
+
+    `alphas` are the coefficients of the variance reduction in all epochs of the run, 0 for SGD.
+    """
 
     estimator: Estimator
-    noisy: bool
+    alphas: Sequence[float]
     num_epochs: int
 
 
@@ -111,7 +122,7 @@ class Plan(NamedTuple):
     phases: list[Phase]
     make_driver: MakeDriver
     sampler: Sampler
-    schedule: Schedule | None
+    lrs: Sequence[float] | None
     tolerance: float | None
     chunk_size: int
 
@@ -127,7 +138,7 @@ def run(plan: Plan) -> Iterator[FitEpoch]:
 
     Raises:
       InputError: the loss or its gradient are not finite at the start, an automatic step cannot be
-        chosen, or what the user hands in as functions gives something that is not accepted.
+        chosen, or the user's function makes no Driver.
       DivergedError: as `asvrg.fit`.
       DriverError: a worker of the driver failed.
 
@@ -136,43 +147,60 @@ def run(plan: Plan) -> Iterator[FitEpoch]:
     state = training.start(plan.inputs.x0)
     start = metrics = _evaluate(plan, state.x)
     inputs.check_finite(start, plan.inputs.data)
-    step = _next_step(plan, state, metrics, None)
+    step = Step(math.nan)
+    if plan.lrs is not None or not _is_done(plan, metrics):
+        state, step = _next_step(plan, state, metrics, None)
+        state = state._replace(seconds=0.0)  # most of it was compilation
     yield _record(plan, state, metrics, step, 0)
+    if _is_done(plan, metrics):
+        return
     for phase in plan.phases:
-        driver = plan.make_driver(
-            phase.estimator, plan.inputs.data, plan.sampler, plan.settings.inner_steps
-        )
-        if not isinstance(driver, Driver):
-            raise InputError(
-                "driver must be a function that returns an asvrg.types.Driver, got one that "
-                f"returns {type(driver).__name__}."
-            )
+        driver = _warm_driver(plan, phase, state.x)
         while state.epoch < phase.num_epochs:
-            if plan.tolerance is not None and metrics.grad_norm_sq <= plan.tolerance:
-                return
             if state.epoch:
-                begin = time.perf_counter()
-                step = _next_step(plan, state, metrics, step)
-                state = state._replace(seconds=state.seconds + time.perf_counter() - begin)
+                state, step = _next_step(plan, state, metrics, step)
             before = metrics
             for halvings in itertools.count():
                 reached, metrics = _one_epoch(plan, driver, state, step.lr)
-                driver = driver._replace(warm_up=_nothing)
-                if _is_good(plan, phase, (start, before, metrics), (state.x, reached.x)):
+                if _is_good(plan, phase, (start, before, metrics), (state, reached)):
                     break
-                if plan.schedule is not None or halvings == MAX_HALVINGS:
+                if plan.lrs is not None or halvings == MAX_HALVINGS:
                     raise _diverged(plan, state.epoch + 1, step.lr)
+                state = state._replace(seconds=reached.seconds, grad_evals=reached.grad_evals)
                 step = step.half()
             state = reached
             yield _record(plan, state, metrics, step, halvings)
+            if _is_done(plan, metrics):
+                return
 
 
-def _next_step(plan: Plan, state: EpochResult, metrics: Metrics, last: Step | None) -> Step:
-    """The step of the epoch that begins."""
-    if plan.schedule is not None:
-        return Step(float(plan.schedule(state.epoch)))
+def _is_done(plan: Plan, metrics: Metrics) -> bool:
+    return plan.tolerance is not None and metrics.grad_norm_sq <= plan.tolerance
+
+
+def _warm_driver(plan: Plan, phase: Phase, x: Array) -> Driver:
+    """The driver of a phase, which has nothing left to compile."""
+    driver = plan.make_driver(
+        phase.estimator, plan.inputs.data, plan.sampler, inner_steps=plan.settings.inner_steps
+    )
+    if not isinstance(driver, Driver):
+        raise InputError(
+            "driver must be a function that returns an asvrg.types.Driver, got one that "
+            f"returns {type(driver).__name__}."
+        )
+    driver.warm_up(x)
+    return driver._replace(warm_up=_nothing)
+
+
+def _next_step(
+    plan: Plan, state: EpochResult, metrics: Metrics, last: Step | None
+) -> tuple[EpochResult, Step]:
+    """The step of the epoch that begins, and the state with what it has cost."""
+    if plan.lrs is not None:
+        return state, Step(plan.lrs[state.epoch])
     if last is not None and not automatic.is_due(state.epoch, last):
-        return last
+        return state, last
+    begin = time.perf_counter()
     curvature = automatic.estimate(
         plan.inputs.objective,
         state.x,
@@ -183,18 +211,26 @@ def _next_step(plan: Plan, state: EpochResult, metrics: Metrics, last: Step | No
     workers, period = plan.settings.num_workers or 1, plan.settings.read_period or 0
     delay = (workers - 1) * period if state.trace is None else _delays(state).mean()
     smoothness = automatic.felt(curvature, plan.settings.batch_size, float(delay))
-    return automatic.next_step(last, smoothness, metrics, plan.settings.inner_steps)
+    step = automatic.next_step(last, smoothness, metrics, plan.settings.inner_steps)
+    state = state._replace(
+        seconds=state.seconds + time.perf_counter() - begin,
+        grad_evals=state.grad_evals + curvature.grad_evals,
+    )
+    return state, step
 
 
 def _one_epoch(
     plan: Plan, driver: Driver, state: EpochResult, lr: float
 ) -> tuple[EpochResult, Metrics]:
-    """The state after one more epoch; the same state, and a loss of nan, if it diverges."""
+    """The state after one more epoch; if it diverges, a loss of nan, and nothing but its costs."""
+    begin = time.perf_counter()
     results = training.run(driver, state, schedule=lambda epoch: lr, num_epochs=state.epoch + 1)
     try:
         reached = next(results)
     except DivergedError:
-        return state, Metrics(math.nan, math.nan, math.nan)
+        seconds = state.seconds + time.perf_counter() - begin
+        lost = state._replace(seconds=seconds, grad_evals=state.grad_evals + driver.grad_evals)
+        return lost, Metrics(math.nan, math.nan, math.nan)
     return reached, _evaluate(plan, reached.x)
 
 
@@ -203,24 +239,29 @@ def _nothing(x: Array) -> None:
 
 
 def _is_good(
-    plan: Plan, phase: Phase, metrics: tuple[Metrics, Metrics, Metrics], xs: tuple[Array, Array]
+    plan: Plan,
+    phase: Phase,
+    metrics: tuple[Metrics, Metrics, Metrics],
+    states: tuple[EpochResult, EpochResult],
 ) -> bool:
-    """Whether to keep an epoch, from the metrics at the start, before and after it, and its x.
+    """Whether to keep an epoch, from the metrics at the start, before and after it, and its states.
 
     With a given step any finite loss will do.
     """
     start, before, after = metrics
-    if plan.schedule is not None or not math.isfinite(after.loss):
+    old, new = states
+    if plan.lrs is not None or not math.isfinite(after.loss):
         return math.isfinite(after.loss)
     if math.isnan(after.grad_norm_sq):
         return False
-    if not automatic.is_worse(start.loss, before.loss, after.loss, noisy=phase.noisy):
+    noisy = phase.alphas[old.epoch] != 1
+    if not automatic.is_worse(start.loss, before.loss, after.loss, noisy=noisy):
         return True
-    return not automatic.has_moved(*xs, plan.settings.inner_steps)
+    return not automatic.has_moved(old.x, new.x, plan.settings.inner_steps)
 
 
 def _diverged(plan: Plan, epoch: int, lr: float) -> DivergedError:
-    if plan.schedule is not None:
+    if plan.lrs is not None:
         return DivergedError(
             f"params or the loss are not finite after epoch {epoch} with lr={lr:g}; hand in a "
             "smaller lr, or none for an automatic one."
