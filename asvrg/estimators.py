@@ -7,6 +7,7 @@ mini-batch, g_s that of the same mini-batch at the snapshot, and mu the full gra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,10 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import objectives
-from asvrg.errors import check_real
+from asvrg.errors import check_count, check_real
 from asvrg.objectives import MapFn, on_block, take
 from asvrg.schedules import Schedule
 from asvrg.types import Array, Data, Draws, Objective, PyTree, Snapshot
+
+# Samples whose gradients [d] are in memory at once where single ones are looked at.
+SINGLES = 32
+
+
+class Variances(NamedTuple):
+    """Variances of mini-batch estimates at some x, sums over all coordinates.
+
+    Attributes:
+      g: E ||g - grad f(x)||^2, of the mini-batch gradient.
+      v: E ||v - grad f(x)||^2, of what svrg() makes of it: below that of g where the correction
+        pays.
+      best_alpha: the coefficient with which that of v is smallest, cov(g, g_s) / var(g_s); nan if
+        g_s has no variance.
+    """
+
+    g: float
+    v: float
+    best_alpha: float
 
 
 class Estimator(NamedTuple):
@@ -162,6 +182,80 @@ def direction(difference: jax.Array, full_grad: jax.Array, alpha: jax.Array) -> 
     Source: as for `svrg`.
     """
     return difference + alpha * full_grad
+
+
+def variances(
+    objective: Objective,
+    x: Array,
+    x_tilde: Array,
+    data: Data,
+    *,
+    batch_size: int,
+    alpha: float = 1.0,
+    chunk_size: int = objectives.CHUNK_SIZE,
+) -> Variances:
+    """E ||v - grad f(x)||^2 for a mini-batch of b samples, (1/b) (1/n) sum_i ||v_i - grad f(x)||^2.
+
+    Exact over the samples that are given, not estimated; an epoch of SVRG begins with x = x_tilde,
+    where v has no variance, and the end of it is where x is farthest away. It costs four component
+    gradients a sample.
+
+    Args:
+      objective: the finite sum f.
+      x: float [d].
+      x_tilde: float [d], the snapshot's parameters.
+      data: a pytree of arrays [n, ...].
+      batch_size: b, drawn with replacement.
+      alpha: the coefficient.
+      chunk_size: samples at once in the passes for the means; bounds their memory. Of single ones
+        32 gradients [d] are held at once, or `chunk_size` if that is less.
+
+    Returns:
+      Variances.
+
+    Raises:
+      InputError: a number out of its range, or malformed data.
+
+    >>> objective = objectives.from_loss(lambda w, z: 0.5 * jnp.sum((w - z) ** 2), jnp.zeros(1))
+    >>> data = jnp.array([[0.0], [2.0]])
+    >>> variances(objective, jnp.ones(1), jnp.zeros(1), data, batch_size=1, alpha=0.5)
+    Variances(g=1.0, v=0.25, best_alpha=1.0)
+
+    Source: Yin et al. (2025), A coefficient makes SVRG effective, for the best coefficient.
+    """
+    b = check_count("batch_size", batch_size)
+    coefficient = check_real("alpha", alpha, least=-np.inf)
+    n = objectives.num_samples(data)
+    means = [
+        objectives.full_gradient(objective, at, data, chunk_size=chunk_size)[0]
+        for at in (x, x_tilde)
+    ]
+    total = np.zeros(4)
+    size = min(SINGLES, chunk_size)
+    for start in range(0, n, size):
+        rows = np.arange(start, min(start + size, n))
+        centred = _centred(objective, (x, x_tilde), means, data, rows, np.asarray(coefficient))
+        total += np.asarray(centred, np.float64)
+    of_g, of_v, of_s, covariance = (total / n / b).tolist()
+    return Variances(of_g, of_v, covariance / of_s if of_s else float("nan"))
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _centred(
+    objective: Objective,
+    xs: tuple[Array, Array],
+    means: list[jax.Array],
+    data: Data,
+    rows: Array,
+    alpha: Array,
+) -> jax.Array:
+    """Sums over samples of ||g||^2, ||g - alpha g_s||^2, ||g_s||^2, <g, g_s>, less their means."""
+    batch = take(data, rows)
+    g, g_s = (
+        objective.per_sample_grads(x, batch) - mean[None] for x, mean in zip(xs, means, strict=True)
+    )
+    v = g - alpha.astype(g.dtype) * g_s
+    return jnp.stack([jnp.vdot(g, g), jnp.vdot(v, v), jnp.vdot(g_s, g_s), jnp.vdot(g, g_s)])
 
 
 def _weighted(draw: Draws, gradient: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from asvrg import estimators, sampling, schedules, training
+from asvrg import estimators, objectives, sampling, schedules, training
 from asvrg.drivers import simulate
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
@@ -153,3 +153,29 @@ def test_gradients_are_counted_as_the_theory_does() -> None:
     objective = problems.get("logistic").objective
     assert estimators.sgd(objective).grad_evals(10_000, 10, 1_000) == 10_000
     assert estimators.svrg(objective).grad_evals(10_000, 10, 1_000) == 30_000
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_variances_are_those_over_all_batches(problem: Problem, alpha: float) -> None:
+    """Enumerated, where `variances` sums over samples; b = 2."""
+    x, x_tilde = problems.other_point(problem), problem.x0
+
+    def enumerated(alpha: float) -> float:
+        estimator = estimators.svrg(problem.objective, alpha=alpha)
+        snapshot = estimator.in_epoch(estimator.prepare(x_tilde, problem.data, map), 0)
+        v = np.asarray(directions(estimator, x, snapshot, problem.data, PAIRS))
+        return float(np.mean(np.sum((v - v.mean(axis=0)) ** 2, axis=1)))
+
+    found = estimators.variances(
+        problem.objective, x, x_tilde, problem.data, batch_size=2, alpha=alpha, chunk_size=3
+    )
+    np.testing.assert_allclose(found[:2], (enumerated(0.0), enumerated(alpha)), rtol=1e-9)
+    least = enumerated(found.best_alpha)
+    assert least < min(enumerated(found.best_alpha + off) for off in (-0.01, 0.01))
+
+
+def test_without_variance_no_alpha_is_best() -> None:
+    objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, np.zeros(()))
+    found = estimators.variances(objective, np.ones(1), np.zeros(1), np.full(2, 3.0), batch_size=1)
+    assert found[:2] == (0.0, 0.0)
+    assert np.isnan(found.best_alpha)

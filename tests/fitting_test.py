@@ -192,6 +192,25 @@ def test_a_minimum_without_curvature_is_within_the_tolerance() -> None:
         asvrg.fit(hinge, start, data)
 
 
+def test_variances_are_measured_where_asked_for() -> None:
+    """With b = 1 on the quadratic 1/2 ||w - z||^2 all f_i have one Hessian, so v is grad f."""
+    data = np.random.default_rng(7).normal(size=(30, 3))
+
+    def loss(w: Any, z: Any) -> Any:
+        return 0.5 * jnp.sum((w - z) ** 2)
+
+    arguments = {"num_epochs": 2, "batch_size": 1, "lr": 0.1, "measure_variance": True}
+    half = asvrg.fit(loss, np.zeros(3), data, alpha=0.5, **arguments).history
+    sgd = asvrg.fit(loss, np.zeros(3), data, method="sgd", **arguments).history
+    total = np.var(data, axis=0).sum()
+    np.testing.assert_allclose(half.variance_g[1:], total, rtol=1e-12)
+    np.testing.assert_allclose(half.variance_v[1:], total / 4, rtol=1e-12)
+    np.testing.assert_allclose(sgd.variance_v[1:], total, rtol=1e-12)
+    np.testing.assert_allclose(sgd.best_alpha[1:], 1.0, rtol=1e-12)
+    for name in ("variance_g", "variance_v", "best_alpha"):
+        assert np.isnan(getattr(half, name)[0])
+
+
 def test_params_keep_their_structure() -> None:
     """Nested containers, scalars and leaves that are None; the same numbers as the flat vector."""
     params = {"w": [np.zeros(2), None], "rest": (np.zeros(()), {"frozen": None})}

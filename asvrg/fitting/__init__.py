@@ -55,6 +55,9 @@ class History(NamedTuple):
       grad_evals: int64 [epochs + 1], a sum, with thrown-away epochs and estimates.
       mean_delay: float64 [epochs + 1], of the epoch, in updates.
       max_delay: int64 [epochs + 1], of the epoch, in updates.
+      variance_g: float64 [epochs + 1], of the mini-batch gradient; nan unless it was measured.
+      variance_v: float64 [epochs + 1], of v.
+      best_alpha: float64 [epochs + 1], with which that of v would have been smallest.
     """
 
     epoch: np.ndarray
@@ -69,6 +72,9 @@ class History(NamedTuple):
     grad_evals: np.ndarray
     mean_delay: np.ndarray
     max_delay: np.ndarray
+    variance_g: np.ndarray
+    variance_v: np.ndarray
+    best_alpha: np.ndarray
 
 
 class FitResult(NamedTuple):
@@ -113,6 +119,7 @@ def fit(
     seed: int = 0,
     callback: Callable[[FitEpoch], bool | np.bool_ | None] | None = None,
     tolerance: float | None = None,
+    measure_variance: bool = False,
     chunk_size: int = objectives.CHUNK_SIZE,
 ) -> FitResult:
     """Minimises f(x) = (1/n) sum_i f_i(x), Equation (1), over the parameters x of any model.
@@ -161,6 +168,9 @@ def fit(
       callback: called with a FitEpoch before training and after every epoch; the run ends when it
         returns True, and goes on with None or False. It is not timed.
       tolerance: the run ends when ||grad f||^2 is this or less, also before the first epoch.
+      measure_variance: whether to measure after every epoch, over all samples, the variances of g
+        and v, which say whether the correction pays (`asvrg.estimators.variances`). It is not
+        timed, and costs four component gradients a sample that are not counted.
       chunk_size: samples at once in passes over all data; bounds their memory.
 
     Returns:
@@ -219,6 +229,7 @@ def fit(
         error=error,
         seed=seed,
         tolerance=tolerance,
+        measure_variance=measure_variance,
         chunk_size=chunk_size,
     ):
         rows.append([getattr(epoch, name) for name in History._fields])

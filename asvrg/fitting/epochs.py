@@ -43,6 +43,7 @@ def fit_epochs(
     error: SampleFn | None = None,
     seed: int = 0,
     tolerance: float | None = None,
+    measure_variance: bool = False,
     chunk_size: int = objectives.CHUNK_SIZE,
 ) -> Iterator[FitEpoch]:
     """The epochs of `asvrg.fit` one by one, for a loop of one's own.
@@ -69,6 +70,7 @@ def fit_epochs(
       error: (params, sample) -> 0 or 1, for the history.
       seed: of the draws.
       tolerance: of ||grad f||^2, where the run ends.
+      measure_variance: whether to measure the variances of g and v after every epoch.
       chunk_size: samples at once in passes over all data.
 
     Yields:
@@ -150,7 +152,17 @@ def fit_epochs(
         "sgd_svrg": [sgd, svrg],
     }[method]
     return loop.run(
-        Plan(problem, settings, phases, make_driver, sampler, lrs, tolerance, chunk_size)
+        Plan(
+            problem,
+            settings,
+            phases,
+            make_driver,
+            sampler,
+            lrs,
+            tolerance,
+            chunk_size,
+            bool(measure_variance),
+        )
     )
 
 

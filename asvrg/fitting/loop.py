@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from asvrg import delays, objectives, training
+from asvrg import delays, estimators, objectives, training
 from asvrg.errors import DivergedError, InputError
-from asvrg.estimators import Estimator
+from asvrg.estimators import Estimator, Variances
 from asvrg.fitting import automatic, inputs
 from asvrg.fitting.automatic import Step
 from asvrg.fitting.inputs import Inputs
@@ -21,6 +21,7 @@ from asvrg.objectives import Metrics
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Driver, EpochResult, PyTree, Trace
 
+UNKNOWN = Variances(math.nan, math.nan, math.nan)
 # Together they divide the step by a million.
 MAX_HALVINGS = 20
 
@@ -82,6 +83,10 @@ class FitEpoch(NamedTuple):
         estimates with the Hessian of one f_i. So it begins with the first estimate.
       mean_delay: of the updates of this epoch, in updates; 0 in epoch 0.
       max_delay: the largest of them.
+      variance_g: E ||g - grad f||^2 of the mini-batch gradient g, where this epoch ended; nan in
+        epoch 0, and unless `measure_variance` is set.
+      variance_v: the same of v, with the snapshot and the alpha of this epoch.
+      best_alpha: with which that of v would have been smallest.
       trace: who computed which update from which x in this epoch; None in epoch 0.
       settings: what the run is made with; the same in all epochs.
     """
@@ -99,6 +104,9 @@ class FitEpoch(NamedTuple):
     grad_evals: int
     mean_delay: float
     max_delay: int
+    variance_g: float
+    variance_v: float
+    best_alpha: float
     trace: Trace | None
     settings: Settings
 
@@ -125,6 +133,7 @@ class Plan(NamedTuple):
     lrs: Sequence[float] | None
     tolerance: float | None
     chunk_size: int
+    measure_variance: bool
 
 
 def run(plan: Plan) -> Iterator[FitEpoch]:
@@ -168,8 +177,9 @@ def run(plan: Plan) -> Iterator[FitEpoch]:
                     raise _diverged(plan, state.epoch + 1, step.lr)
                 state = state._replace(seconds=reached.seconds, grad_evals=reached.grad_evals)
                 step = step.half()
+            variances = _variances(plan, phase, state, reached)
             state = reached
-            yield _record(plan, state, metrics, step, halvings)
+            yield _record(plan, state, metrics, step, halvings, variances)
             if _is_done(plan, metrics):
                 return
 
@@ -282,8 +292,28 @@ def _delays(state: EpochResult) -> np.ndarray:
     return np.zeros(1, int) if state.trace is None else delays.staleness(state.trace)
 
 
+def _variances(plan: Plan, phase: Phase, before: EpochResult, after: EpochResult) -> Variances:
+    """At the end of an epoch, whose snapshot was taken where it began."""
+    if not plan.measure_variance:
+        return UNKNOWN
+    return estimators.variances(
+        plan.inputs.objective,
+        after.x,
+        before.x,
+        plan.inputs.data,
+        batch_size=plan.settings.batch_size,
+        alpha=phase.alphas[before.epoch],
+        chunk_size=plan.chunk_size,
+    )
+
+
 def _record(
-    plan: Plan, state: EpochResult, metrics: Metrics, step: Step, halvings: int
+    plan: Plan,
+    state: EpochResult,
+    metrics: Metrics,
+    step: Step,
+    halvings: int,
+    variances: Variances = UNKNOWN,
 ) -> FitEpoch:
     tau = _delays(state)
     return FitEpoch(
@@ -300,6 +330,9 @@ def _record(
         grad_evals=state.grad_evals,
         mean_delay=float(tau.mean()),
         max_delay=int(tau.max()),
+        variance_g=variances.g,
+        variance_v=variances.v,
+        best_alpha=variances.best_alpha,
         trace=state.trace,
         settings=plan.settings,
     )
