@@ -1,7 +1,8 @@
 """Strict JAX for every test and doctest, set before the first import of jax.
 
 What one test has compiled serves the others, of this run alone: many of them train the same small
-network, and a third of their time would go to compiling it again.
+network, and a third of their time would go to compiling it again. The processes that tests start
+have a folder of their own, as one that is killed may leave half an entry behind.
 
 One thread for each computation, and no thread of XLA's own between a caller and its result: the
 tests then measure nothing but the code, and Python threads that call jitted functions still run
@@ -22,9 +23,11 @@ import jax
 import pytest
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-if "PYTEST_XDIST_WORKER" not in os.environ:  # these inherit the folder of the process above them
+if "PYTEST_XDIST_WORKER" not in os.environ:  # these inherit the folders of the process above them
     _compiled = tempfile.TemporaryDirectory(prefix="asvrg-compiled-")
     os.environ["ASVRG_COMPILED"] = _compiled.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_compiled.name, "started")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["ASVRG_COMPILED"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
