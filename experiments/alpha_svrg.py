@@ -31,7 +31,7 @@ from absl import flags
 from tqdm import tqdm
 
 from asvrg import mlp
-from asvrg.errors import DivergedError, InputError, check_count, check_real
+from asvrg.errors import DivergedError, InputError, check_count
 from experiments import launch, problem, provenance, recording, tables
 from experiments.deep import drawing, runs
 from experiments.deep.runs import Method, Row, Setting
@@ -92,8 +92,8 @@ def main(values: flags.FlagValues) -> int:
     num_threads = len(os.sched_getaffinity(0))
     if values.num_threads is not None:
         num_threads = check_count("--num_threads", values.num_threads)
-    tried = reals(values, "lr")
-    alphas = reals(values, "alpha")
+    tried = sorted(set(launch.reals(values, "lr")))
+    alphas = sorted(set(launch.reals(values, "alpha")))
     if len(alphas) > ALPHAS_AT_MOST:
         raise InputError(f"--alpha must have at most {ALPHAS_AT_MOST} entries, got {len(alphas)}.")
     problem_ = problem.from_flags(values)
@@ -165,31 +165,6 @@ def main(values: flags.FlagValues) -> int:
     print(summary(methods, rows, n, tried))
     print(f"\nresults  {folder}")
     return 0
-
-
-def reals(values: flags.FlagValues, name: str) -> list[float]:
-    """The numbers in a flag that is a list.
-
-    Args:
-      values: parsed.
-      name: of the flag, without dashes.
-
-    Returns:
-      Different numbers above 0, in rising order.
-
-    Raises:
-      InputError: it is empty, or an entry is no finite number above 0.
-    """
-    found = set()
-    for entry in values[name].value or ():
-        try:
-            number: float | str = float(entry)
-        except ValueError:
-            number = entry
-        found.add(check_real(f"every entry of --{name}", number, above=True))
-    if not found:
-        raise InputError(f"--{name} must be numbers with commas between, got none.")
-    return sorted(found)
 
 
 def make_setting(values: flags.FlagValues, problem_: problem.Problem) -> Setting:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from asvrg.errors import DivergedError, DriverError, InputError, check_count
+from asvrg.errors import DivergedError, DriverError, InputError, check_count, check_real
 
 # Exit codes, beside 0: done.
 FAILED = 1
@@ -185,6 +185,33 @@ def counts(values: flags.FlagValues, name: str) -> list[int]:
         check_count(f"every entry of --{name}", int(entry) if entry.strip().isdecimal() else entry)
         for entry in entries
     ]
+
+
+def reals(values: flags.FlagValues, name: str) -> list[float]:
+    """The numbers in a flag that is a list.
+
+    Args:
+      values: parsed.
+      name: of the flag, without dashes.
+
+    Returns:
+      A list of numbers above 0.
+
+    Raises:
+      InputError: it is empty, or an entry is no finite number above 0.
+    """
+    entries = values[name].value
+    if not entries:
+        raise InputError(f"--{name} must be numbers with commas between, got none.")
+    return [check_real(f"every entry of --{name}", _number(entry), above=True) for entry in entries]
+
+
+def _number(entry: str) -> float | str:
+    """The number that a text says, or the text for the sentence that refuses it."""
+    try:
+        return float(entry)
+    except ValueError:
+        return entry
 
 
 def given(values: flags.FlagValues, name: str) -> bool:

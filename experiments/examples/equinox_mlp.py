@@ -8,6 +8,8 @@ arrays out; these are the parameters, for optax and for fit alike.
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -68,13 +70,9 @@ def main(values: flags.FlagValues) -> int:
     def accuracy(params: PyTree, test: Data) -> Array:
         return 1 - jnp.mean(jax.vmap(error, in_axes=(None, 0))(params, test))
 
-    def trained(
-        optimiser: optax.GradientTransformationExtraArgs, num_steps: int
-    ) -> tuple[PyTree, optax.OptState]:
-        return train(
-            mean_loss, optimiser, start, data,
-            batch_size=b, num_steps=num_steps, seed=values.seed,
-        )  # fmt: skip
+    trained = functools.partial(
+        train, mean_loss, params=start, data=data, batch_size=b, seed=values.seed
+    )
 
     def evaluate(params: PyTree) -> tuple[Array, str]:
         return mean_loss(params, data), f"{accuracy(params, test):.1%}"
@@ -91,8 +89,8 @@ def main(values: flags.FlagValues) -> int:
         evaluate,
         start,
         [
-            Row("sgd, cosine", b * budget.sgd_steps, *trained(sgd, budget.sgd_steps)),
-            Row("svrg", budget.gradients, *trained(svrg, budget.svrg_steps)),
+            Row("sgd, cosine", b * budget.sgd_steps, *trained(sgd, num_steps=budget.sgd_steps)),
+            Row("svrg", budget.gradients, *trained(svrg, num_steps=budget.svrg_steps)),
             Row("fit, threads", int(result.history.grad_evals[-1]), result.params),
         ],
         score="test accuracy",

@@ -9,6 +9,7 @@ a linear rate, where SGD stays as far away as its variance keeps it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -113,13 +114,9 @@ def main(values: flags.FlagValues) -> int:
         reached = mean_loss(params, data)
         return reached, f"{reached - lowest:.1e}"
 
-    def trained(
-        optimiser: optax.GradientTransformationExtraArgs, num_steps: int
-    ) -> tuple[Params, optax.OptState]:
-        return train(
-            mean_loss, optimiser, start, data,
-            batch_size=b, num_steps=num_steps, seed=values.seed,
-        )  # fmt: skip
+    trained = functools.partial(
+        train, mean_loss, params=start, data=data, batch_size=b, seed=values.seed
+    )
 
     sgd = optax.sgd(optax.cosine_decay_schedule(SGD_STEP, budget.sgd_steps))
     svrg = optax.chain(asvrg.svrg(every=budget.every), optax.scale(-SVRG_STEP))
@@ -137,8 +134,8 @@ def main(values: flags.FlagValues) -> int:
         evaluate,
         start,
         [
-            Row("sgd, cosine", b * budget.sgd_steps, *trained(sgd, budget.sgd_steps)),
-            Row("svrg", budget.gradients, *trained(svrg, budget.svrg_steps)),
+            Row("sgd, cosine", b * budget.sgd_steps, *trained(sgd, num_steps=budget.sgd_steps)),
+            Row("svrg", budget.gradients, *trained(svrg, num_steps=budget.svrg_steps)),
             Row("fit, threads", int(result.history.grad_evals[-1]), result.params),
         ],
         score="above the optimum",
