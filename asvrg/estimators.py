@@ -68,7 +68,7 @@ class Estimator(NamedTuple):
           epoch: s.
 
         Returns:
-          A Snapshot whose `alpha` is alpha_s, a scalar.
+          A Snapshot whose `alpha` is alpha_s, a scalar, or None if it is 1 in all epochs.
 
         Raises:
           InputError: `alpha` gave no finite number.
@@ -153,7 +153,7 @@ def svrg(
 
     def estimate(x_hat: Array, snapshot: Snapshot, data: Data, draw: Draws) -> jax.Array:
         batch, cache = take((data, snapshot.cache), draw.batch)
-        alpha_s = jnp.asarray(snapshot.alpha).astype(x_hat.dtype)
+        alpha_s = jnp.asarray(1 if snapshot.alpha is None else snapshot.alpha).astype(x_hat.dtype)
         difference = objective.grad_difference(
             x_hat, snapshot.params, cache, batch, draw.block, alpha_s
         )

@@ -179,13 +179,13 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     def contract(
         factors: list[Factors], num_rows: int, anchor: jax.Array, block: Array | None
     ) -> jax.Array:
-        """The gradient [d] or [B] of factors over num_rows samples, plus C times the anchor."""
+        """The gradient [d] or [B] of factors over num_rows samples, plus C times the anchor [d]."""
         if block is None:
             gradient = jnp.concatenate([(f.inputs.T @ f.deltas).ravel() for f in factors])
         else:
             gradient = _contract_block(factors, shapes, block)
         scale = jnp.asarray(1 / num_rows, gradient.dtype)
-        return gradient * scale + jnp.asarray(weight, gradient.dtype) * anchor
+        return gradient * scale + jnp.asarray(weight, gradient.dtype) * on_block(anchor, block)
 
     def grad(x: Array, batch: Data, block: Array | None) -> jax.Array:
         state = propagate(x, batch)
@@ -194,7 +194,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
             Factors(_with_ones(rows), delta)
             for rows, delta in zip(layer_inputs, state.deltas, strict=True)
         ]
-        return contract(factors, batch[0].shape[0], on_block(x, block), block)
+        return contract(factors, batch[0].shape[0], x, block)
 
     def grad_and_cache(x: Array, batch: Data) -> tuple[jax.Array, Cache]:
         # The compiler shares the pass between the gradient and the cache.
@@ -203,8 +203,6 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     def grad_difference(
         x_hat: Array, x_tilde: Array, cache: Cache, batch: Data, block: Array | None, alpha: Array
     ) -> jax.Array:
-        # alpha meets rows of the batch and entries of the block alone: -alpha or alpha x_tilde,
-        # which XLA takes out of loops, made calls of one iteration take 1.5 times as long and more.
         state = propagate(x_hat, batch)
         factors = [Factors(_with_ones(batch[0]), state.deltas[0] - alpha * cache.deltas[0])]
         for layer in range(1, len(shapes)):
@@ -213,8 +211,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
             factors.append(
                 Factors(_with_ones(jnp.concatenate(layer_inputs)), jnp.concatenate(layer_deltas))
             )
-        anchor = on_block(x_hat, block) - alpha * on_block(x_tilde, block)
-        return contract(factors, batch[0].shape[0], anchor, block)
+        return contract(factors, batch[0].shape[0], x_hat - alpha * x_tilde, block)
 
     def per_sample_grads(x: Array, batch: Data) -> jax.Array:
         return jax.vmap(lambda row, label: grad(x, (row[None], label[None]), None))(*batch)

@@ -59,13 +59,14 @@ class Snapshot(NamedTuple):
       params: x_tilde, float [d].
       full_grad: grad f(x_tilde), float [d].
       cache: per-sample quantities at x_tilde (see `Objective.grad_and_cache`), leading axis n.
-      alpha: the coefficient of the correction, a scalar; see `Estimator.in_epoch`.
+      alpha: the coefficient of the correction, a scalar; None if it is 1, so that compiled code is
+        without it. See `Estimator.in_epoch`.
     """
 
     params: Array = ()
     full_grad: Array = ()
     cache: PyTree = ()
-    alpha: Array = 1.0
+    alpha: Array | None = None
 
 
 class Draws(NamedTuple):

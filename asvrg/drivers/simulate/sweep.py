@@ -117,7 +117,8 @@ def sweep(
         traces = [_trace(run, epoch, inner_steps, max_delay) for run in runs]
         rates = np.stack([check_rate(run.schedule(epoch), x.dtype) for run in runs])
         snapshots = estimator.in_epoch(_prepare(estimator, x, data), epoch)
-        snapshots = snapshots._replace(alpha=np.broadcast_to(snapshots.alpha, len(runs)))
+        if snapshots.alpha is not None:
+            snapshots = snapshots._replace(alpha=np.broadcast_to(snapshots.alpha, len(runs)))
         x, seen = _inner_loop(
             estimator, x, snapshots, data, runs, traces, epoch, rates, max_delay, observe
         )
