@@ -52,6 +52,8 @@ class Estimator(NamedTuple):
       grad_and_cache: (x_tilde [d], samples) -> their mean gradient [d] and their cache, for drivers
         whose workers prepare a part of the samples each; None if the snapshot is empty.
       alpha: epoch s -> the coefficient alpha_s; None if it is 1 in all of them.
+      padding: of the objective: zeros that x_hat may have behind its d coordinates in `estimate`
+        with a block.
     """
 
     prepare: Callable[[Array, Data, MapFn], Snapshot]
@@ -59,6 +61,7 @@ class Estimator(NamedTuple):
     grad_evals: Callable[[int, int, int], int]
     grad_and_cache: Callable[[Array, Data], tuple[jax.Array, PyTree]] | None = None
     alpha: Schedule | None = None
+    padding: int = 0
 
     def in_epoch(self, snapshot: Snapshot, epoch: int) -> Snapshot:
         """The snapshot with the coefficient of an epoch, as every driver's inner loop uses it.
@@ -104,7 +107,7 @@ def sgd(objective: Objective) -> Estimator:
         del snapshot
         return _weighted(draw, objective.grad(x_hat, take(data, draw.batch), draw.block))
 
-    return Estimator(prepare, estimate, lambda n, b, m: b * m)
+    return Estimator(prepare, estimate, lambda n, b, m: b * m, padding=objective.padding)
 
 
 def svrg(
@@ -161,7 +164,12 @@ def svrg(
         return direction(_weighted(draw, difference), full_grad, alpha_s)
 
     return Estimator(
-        prepare, estimate, lambda n, b, m: n + 2 * b * m, objective.grad_and_cache, schedule
+        prepare,
+        estimate,
+        lambda n, b, m: n + 2 * b * m,
+        objective.grad_and_cache,
+        schedule,
+        objective.padding,
     )
 
 

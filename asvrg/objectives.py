@@ -74,7 +74,10 @@ def take(data: Data, indices: Array) -> Data:
     (Array([30,  0], dtype=int32),)
     """
     return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf).at[indices].get(mode="promise_in_bounds"), data
+        lambda leaf: (
+            jnp.asarray(leaf).at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        ),
+        data,
     )
 
 
@@ -165,7 +168,7 @@ def on_block(vector: jax.Array, block: Array | None) -> jax.Array:
     >>> on_block(jnp.array([5, 6, 7]), jnp.array([0, 2]))
     Array([5, 7], dtype=int32)
     """
-    return vector if block is None else jnp.asarray(vector).at[block].get(mode="promise_in_bounds")
+    return vector if block is None else take(vector, block)
 
 
 def full_gradient(

@@ -316,10 +316,8 @@ def _distinct(rng: np.random.Generator, dim: int, size: int) -> np.ndarray:
     block = rng.integers(dim, size=(CHUNK, size), dtype=np.int32)
     block.sort(axis=1)
     while True:
-        again = np.zeros(block.shape, bool)
-        again[:, 1:] = block[:, 1:] == block[:, :-1]
-        count = int(again.sum())
-        if count == 0:
+        row, column = np.divmod(np.flatnonzero(block[:, 1:] == block[:, :-1]), size - 1)
+        if not row.size:
             return block
-        block[again] = rng.integers(dim, size=count, dtype=np.int32)
-        block.sort(axis=1)
+        block[row, column + 1] = rng.integers(dim, size=row.size, dtype=np.int32)
+        block.sort(axis=1, kind="stable")  # the quick one for what is nearly sorted

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asvrg import objectives
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
 
@@ -64,8 +65,34 @@ def apply(x: Array, delta: Delta) -> jax.Array:
     if delta.block is None:
         return x + delta.values
     return x.at[delta.block].add(
-        delta.values, unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
+        delta.values,
+        unique_indices=True,
+        indices_are_sorted=True,
+        mode="promise_in_bounds",
+        wrap_negative_indices=False,
     )
+
+
+def padded(estimator: Estimator, x: Array, block: Array | None) -> jax.Array:
+    """The x that a loop of iterations carries: with the estimator's padding if they have blocks.
+
+    Every driver's loop carries this form, as the products of two forms differ in their rounding.
+
+    Args:
+      estimator: gives v_t.
+      x: float [d].
+      block: of the draws; None if every iteration updates all of x.
+
+    Returns:
+      float [d] or [d + padding], with zeros behind.
+
+    >>> from asvrg import estimators, mlp
+    >>> sgd = estimators.sgd(mlp.mlp((2, 5, 3)))  # 15 coordinates in one layer, 18 in the other
+    >>> padded(sgd, jnp.ones(33), jnp.zeros(1, jnp.int32)).size
+    35
+    """
+    x = jnp.asarray(x)
+    return x if block is None else jnp.pad(x, (0, estimator.padding))
 
 
 def scaled(delta: Delta, scale: Array) -> Delta:
@@ -88,7 +115,7 @@ def scaled(delta: Delta, scale: Array) -> Delta:
 
 def window(
     estimator: Estimator, x: Array, snapshot: Snapshot, data: Data, draws: Draws, lr: Array
-) -> tuple[jax.Array, Delta]:
+) -> Delta:
     """A worker's iterations between two reads of x: it sees its own updates and no others.
 
     The result is the same to the bit however the iterations are grouped into windows, and the same
@@ -103,15 +130,15 @@ def window(
       lr: eta, a scalar of x's dtype.
 
     Returns:
-      The worker's x after its r iterations, [d], and their deltas, values [r, B] or [r, d].
+      The deltas of its r iterations, values [r, B] or [r, d].
 
     >>> from asvrg import estimators, objectives
     >>> objective = objectives.from_loss(lambda w, z: 0.5 * jnp.sum((w - z) ** 2), jnp.zeros(1))
     >>> sgd, data = estimators.sgd(objective), np.array([[8.0]], np.float32)
     >>> draws = Draws(batch=np.zeros((3, 1), np.int32), block=None)
-    >>> x, delta = window(sgd, np.zeros(1, np.float32), Snapshot(), data, draws, np.float32(0.5))
-    >>> x.tolist(), delta.values[:, 0].tolist()
-    ([7.0], [4.0, 2.0, 1.0])
+    >>> delta = window(sgd, np.zeros(1, np.float32), Snapshot(), data, draws, np.float32(0.5))
+    >>> delta.values[:, 0].tolist()
+    [4.0, 2.0, 1.0]
     """
     # The number of turns is an argument, else the compiler dissolves a loop of one turn, and
     # makes other operations of the turn.
@@ -128,13 +155,13 @@ def _window(
     draws: Draws,
     lr: Array,
     count: Array,
-) -> tuple[jax.Array, Delta]:
+) -> Delta:
     num_rows = len(draws.batch)
     # For the same reason an index into one row, which is always 0, must not be known to be 0.
     rows = draws if num_rows > 1 else jax.tree.map(lambda row: jnp.repeat(row, 2, 0), draws)
 
     def draw_at(t: Array) -> Draws:
-        return jax.tree.map(lambda leaf: leaf[t], rows)
+        return objectives.take(rows, t)
 
     def iterate(
         t: jax.Array, carry: tuple[jax.Array, Delta, jax.Array]
@@ -144,11 +171,11 @@ def _window(
         # make one multiply-add of -eta v + x, which rounds once where numpy rounds twice.
         x_hat = apply(x_hat, last)
         delta = step(estimator, x_hat, snapshot, data, draw_at(t), lr)
-        return x_hat, delta, values.at[t].set(delta.values)
+        return x_hat, delta, jax.lax.dynamic_update_index_in_dim(values, delta.values, t, 0)
 
-    x = jnp.asarray(x)
     width = x.size if rows.block is None else rows.block.shape[1]
     nothing = Delta(draw_at(0).block, jnp.full((width,), -0.0, x.dtype))
     values = jnp.zeros((len(rows.batch), width), x.dtype)
-    x, last, values = jax.lax.fori_loop(0, count, iterate, (x, nothing, values))
-    return apply(x, last), Delta(draws.block, values[:num_rows])
+    carry = padded(estimator, x, rows.block), nothing, values
+    *_, values = jax.lax.fori_loop(0, count, iterate, carry)
+    return Delta(draws.block, values[:num_rows])

@@ -22,9 +22,10 @@ Observe = Callable[[Array, Data], PyTree]
 class Objective(NamedTuple):
     """f(x) = (1/n) sum_i f_i(x) over x in R^d, Equation (1), as pure functions that can be jitted.
 
-    `x` is float [d]. `batch` holds b samples: a pytree of arrays with leading axis b. `block` is
-    int32 [B], distinct coordinates of x, or None for all of them; where a function takes one, it
-    returns those B entries of a gradient only, and may compute no more than it needs for them.
+    `x` is float [d]; in calls of `grad` and `grad_difference` with a block it may have `padding`
+    zeros behind. `batch` holds b samples: a pytree of arrays with leading axis b. `block` is int32
+    [B], distinct coordinates of x, or None for all of them; where a function takes one, it returns
+    those B entries of a gradient only, and may compute no more than it needs for them.
 
     Attributes:
       dim: d, the number of coordinates.
@@ -40,6 +41,8 @@ class Objective(NamedTuple):
       per_sample_grads: (x, batch) -> [b, d], the grad f_i(x) of every sample.
       error: (x, batch) -> scalar in [0, 1], the share of samples that are classified wrongly; None
         where that has no meaning.
+      padding: how many zeros behind x spare compiled loops a copy of parameters in every iteration
+        (see `steps.padded`).
     """
 
     dim: int
@@ -50,6 +53,7 @@ class Objective(NamedTuple):
     grad_difference: Callable[[Array, Array, PyTree, Data, Array | None, Array], jax.Array]
     per_sample_grads: Callable[[Array, Data], jax.Array]
     error: Callable[[Array, Data], jax.Array] | None = None
+    padding: int = 0
 
 
 class Snapshot(NamedTuple):

@@ -34,12 +34,14 @@ def test_blocks_are_entries_of_the_gradient(name: str, alpha: float) -> None:
     at_tilde = np.mean(problems.sample_grads(problem, x_tilde), axis=0)
     at_hat = np.mean(problems.sample_grads(problem, x_hat), axis=0)
     _, cache = jax.jit(problem.objective.grad_and_cache)(x_tilde, problem.data)
-    found = jax.jit(problem.objective.grad)(x_hat, problem.data, block)
-    chex.assert_trees_all_close(found, at_hat[block], **CLOSE)
-    found = jax.jit(problem.objective.grad_difference)(
-        x_hat, x_tilde, cache, problem.data, block, alpha
-    )
-    chex.assert_trees_all_close(found, (at_hat - alpha * at_tilde)[block], **CLOSE)
+    assert problem.objective.padding == 2  # to 9 rows of 5
+    for x in (x_hat, np.pad(x_hat, (0, 2))):
+        found = jax.jit(problem.objective.grad)(x, problem.data, block)
+        chex.assert_trees_all_close(found, at_hat[block], **CLOSE)
+        found = jax.jit(problem.objective.grad_difference)(
+            x, x_tilde, cache, problem.data, block, alpha
+        )
+        chex.assert_trees_all_close(found, (at_hat - alpha * at_tilde)[block], **CLOSE)
 
 
 def products(fn, *args) -> list[tuple[int, ...]]:

@@ -160,7 +160,7 @@ def test_a_worker_sees_its_own_steps_unscaled() -> None:
     expected = START.copy()
     for worker, scale in ((0, 0.5), (1, 0.25)):
         draws = sampling.Stream(spec, 3, worker).take(2)
-        _, delta = steps.window(SVRG, START, SNAPSHOT, DATA, draws, rate)
+        delta = steps.window(SVRG, START, SNAPSHOT, DATA, draws, rate)
         threads.add(expected, Delta(draws.block, scale * np.asarray(delta.values)))
     np.testing.assert_array_equal(found, expected)
 

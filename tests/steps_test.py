@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asvrg import estimators, sampling, steps
-from asvrg.types import Delta, Draws, Snapshot
+from asvrg.types import Delta, Draws
 from tests import problems
 
 # Numbers that change when anything is added to them, be it zero.
@@ -66,20 +66,6 @@ def test_step_is_equation_4_and_window_repeats_it(name: str, make, block_size) -
         x = x.copy()
         x[where] += delta.values
         values.append(delta.values)
-    x_0 = problems.other_point(problem)
-    found, deltas = steps.window(estimator, x_0, snapshot, data, draws, lr)
+    deltas = steps.window(estimator, problems.other_point(problem), snapshot, data, draws, lr)
     chex.assert_trees_all_equal(deltas.block, draws.block)
     chex.assert_trees_all_close(deltas.values, np.stack(values), rtol=1e-11, atol=1e-15)
-    chex.assert_trees_all_close(found, x, rtol=1e-12)
-
-
-def test_window_leaves_the_other_coordinates_their_bits() -> None:
-    problem = problems.get("relu")
-    estimator = estimators.sgd(problem.objective)
-    spec = sampling.sampler(problems.NUM_SAMPLES, problem.objective.dim, batch_size=2, block_size=3)
-    draws = sampling.Stream(spec, 0, 0).take(5)
-    x = np.full(problem.objective.dim, -0.0)
-    found, _ = steps.window(estimator, x, Snapshot(), problem.data, draws, np.float64(0.1))
-    untouched = np.setdiff1d(np.arange(len(x)), draws.block)
-    assert len(untouched) > len(x) / 2
-    np.testing.assert_array_equal(bits(found)[untouched], bits(x)[untouched])

@@ -45,11 +45,11 @@ class State(NamedTuple):
     """The simulation between two turns.
 
     Attributes:
-      x: float [d], after the updates that have landed.
+      x: float [d], after the updates that have landed; with the estimator's padding behind.
       landed: int32, how many have.
       kept: the deltas that have not, update t in row t modulo their number: values [D, B] or
         [D, d].
-      own: float [d], the copy of x of the worker of the turn before; `()` without such copies.
+      own: like x, the copy of the worker of the turn before; `()` without such copies.
       last: the delta of the turn before, as its worker saw it; `()` without copies.
       observations: a pytree of arrays [m, ...]; `()` without an observer.
     """
@@ -98,6 +98,7 @@ def replay(
     whole = plan(trace)
     count = len(whole.update)
     state = begin(
+        estimator,
         x,
         sampler.block_size,
         depth(trace, max_delay),
@@ -111,7 +112,7 @@ def replay(
         state = turns(
             estimator, state, snapshot, data, draws, part, size, until, lr, observe=observe
         )
-    return state.x, state.observations
+    return state.x[: x.size], state.observations
 
 
 def segments(
@@ -205,6 +206,7 @@ def depth(trace: Trace, most: int | None = None) -> int:
 
 
 def begin(
+    estimator: Estimator,
     x: Array,
     width: int | None,
     rows: int,
@@ -217,6 +219,7 @@ def begin(
     """The state before the first turn.
 
     Args:
+      estimator: gives v_t.
       x: float [d].
       width: B; None if every update is of all of x.
       rows: D, from `depth`.
@@ -234,15 +237,15 @@ def begin(
         block = None if width is None else jnp.zeros((*shape, width), jnp.int32)
         return Delta(block, jnp.zeros((*shape, x.size if width is None else width), x.dtype))
 
+    kept, last = room(rows), room() if copies else ()
     observations: PyTree = ()
     if observe is not None:
         entry = jax.eval_shape(observe, x, data)
         observations = jax.tree.map(
             lambda leaf: jnp.zeros((inner_steps, *leaf.shape), leaf.dtype), entry
         )
-    return State(
-        x, jnp.int32(0), room(rows), x if copies else (), room() if copies else (), observations
-    )
+    x = steps.padded(estimator, x, kept.block)
+    return State(x, jnp.int32(0), kept, x if copies else (), last, observations)
 
 
 @functools.partial(jax.jit, static_argnames=("estimator", "observe", "axis"))
@@ -279,6 +282,7 @@ def turns(
       The State after them.
     """
     rows = len(state.kept.values)
+    dim = state.x.size if draws.block is None else state.x.size - estimator.padding
 
     def land(t: jax.Array, live: jax.Array | None, state: State) -> State:
         """Update t lands, unless it does so in other runs alone."""
@@ -288,7 +292,7 @@ def turns(
             seen = jax.tree.map(
                 lambda all_, entry: all_.at[row].set(entry, mode="drop"),
                 seen,
-                observe(state.x, data),
+                observe(state.x[:dim], data),
             )
         delta = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t % rows, keepdims=False), state.kept

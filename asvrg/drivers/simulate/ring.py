@@ -149,12 +149,13 @@ def delayed_steps(
     ) -> tuple[tuple[jax.Array, Delta], PyTree]:
         x, ring = carry
         draw, lacking, scale = inputs
-        seen = () if observe is None else observe(x, data)
+        seen = () if observe is None else observe(x[:dim], data)
         delta = steps.step(estimator, read(x, ring, lacking), snapshot, data, draw, lr)
         if scale is not None:
             delta = steps.scaled(delta, scale)
         return (steps.apply(x, delta), jax.tree.map(push, ring, delta)), seen
 
-    groups = jnp.asarray(groups)
-    (x, ring), seen = jax.lax.scan(iterate, (jnp.asarray(x), ring), (draws, missing, scale))
-    return x, ring, seen
+    groups, dim = jnp.asarray(groups), x.size
+    x = steps.padded(estimator, x, draws.block)
+    (x, ring), seen = jax.lax.scan(iterate, (x, ring), (draws, missing, scale))
+    return x[:dim], ring, seen

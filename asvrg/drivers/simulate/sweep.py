@@ -163,7 +163,7 @@ def _inner_loop(
     width = runs[0].sampler.block_size
     state = jax.vmap(
         lambda each: read_order.begin(
-            each, width, rows, count, data, copies=copies, observe=observe
+            estimator, each, width, rows, count, data, copies=copies, observe=observe
         )
     )(x)
     length = sampling.segment_length(runs[0].sampler, count, len(runs))
@@ -183,7 +183,7 @@ def _inner_loop(
         state = _turns(
             estimator, state, snapshots, data, draws, part, size, until, rates, observe=observe
         )
-    return state.x, state.observations
+    return state.x[:, : x.shape[1]], state.observations
 
 
 def _alike(plan: read_order.Plan, copies: bool, scaled: bool) -> read_order.Plan:

@@ -228,7 +228,7 @@ class _InnerLoop:
         return version
 
     def _compute(self, x: jax.Array, draws: Draws) -> Delta:
-        _, delta = steps.window(self._estimator, x, self._snapshot, self._data, draws, self._lr)
+        delta = steps.window(self._estimator, x, self._snapshot, self._data, draws, self._lr)
         # Waits for the call: until then it may still be reading x.
         return Delta(draws.block, np.asarray(delta.values))
 

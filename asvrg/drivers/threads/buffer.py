@@ -80,4 +80,5 @@ def add(buffer: np.ndarray, delta: Delta) -> None:
         for row in values:
             buffer += row
     else:
-        np.add.at(buffer, delta.block.ravel(), values.ravel())
+        # numpy converts other indices one by one, which takes longer than the additions.
+        np.add.at(buffer, delta.block.astype(np.intp).ravel(), values.ravel())
