@@ -13,6 +13,9 @@ from asvrg import objectives
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
 
+# Iterations in one product where all of them have one x: more gain nothing, and take memory.
+AT_ONCE = 32
+
 
 def step(
     estimator: Estimator, x_hat: Array, snapshot: Snapshot, data: Data, draw: Draws, lr: Array
@@ -114,12 +117,21 @@ def scaled(delta: Delta, scale: Array) -> Delta:
 
 
 def window(
-    estimator: Estimator, x: Array, snapshot: Snapshot, data: Data, draws: Draws, lr: Array
+    estimator: Estimator,
+    x: Array,
+    snapshot: Snapshot,
+    data: Data,
+    draws: Draws,
+    lr: Array,
+    *,
+    sees_own: bool = True,
 ) -> Delta:
-    """A worker's iterations between two reads of x: it sees its own updates and no others.
+    """A worker's iterations between two reads of x: it sees its own updates, or none at all.
 
-    The result is the same to the bit however the iterations are grouped into windows, and the same
-    as that of numpy, adding the deltas one by one.
+    With its own updates the result is the same to the bit however the iterations are grouped into
+    windows, and the same as that of numpy, adding the deltas one by one. Without them all
+    iterations have one x, so that those of a group are one matrix product, with other rounding than
+    the products of single iterations.
 
     Args:
       estimator: gives v_t; one compilation for each estimator and each number of iterations.
@@ -128,6 +140,7 @@ def window(
       data: a pytree of arrays [n, ...].
       draws: of r iterations, batch int32 [r, b] and block int32 [r, B] or None.
       lr: eta, a scalar of x's dtype.
+      sees_own: whether an iteration sees the updates of those before it.
 
     Returns:
       The deltas of its r iterations, values [r, B] or [r, d].
@@ -139,7 +152,14 @@ def window(
     >>> delta = window(sgd, np.zeros(1, np.float32), Snapshot(), data, draws, np.float32(0.5))
     >>> delta.values[:, 0].tolist()
     [4.0, 2.0, 1.0]
+    >>> delta = window(
+    ...     sgd, np.zeros(1, np.float32), Snapshot(), data, draws, np.float32(0.5), sees_own=False
+    ... )
+    >>> delta.values[:, 0].tolist()
+    [4.0, 4.0, 4.0]
     """
+    if not sees_own:
+        return _window_at_one_x(estimator, x, snapshot, data, draws, lr)
     # The number of turns is an argument, else the compiler dissolves a loop of one turn, and
     # makes other operations of the turn.
     count = np.int32(len(draws.batch))
@@ -179,3 +199,15 @@ def _window(
     carry = padded(estimator, x, rows.block), nothing, values
     *_, values = jax.lax.fori_loop(0, count, iterate, carry)
     return Delta(draws.block, values[:num_rows])
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def _window_at_one_x(
+    estimator: Estimator, x: Array, snapshot: Snapshot, data: Data, draws: Draws, lr: Array
+) -> Delta:
+    x_hat = padded(estimator, x, draws.block)
+
+    def values(draw: Draws) -> jax.Array:
+        return step(estimator, x_hat, snapshot, data, draw, lr).values
+
+    return Delta(draws.block, jax.lax.map(values, draws, batch_size=AT_ONCE))

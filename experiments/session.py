@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from asvrg import training
 from asvrg.errors import DivergedError, InputError
-from asvrg.types import Driver
+from asvrg.types import Driver, EpochResult
 from experiments import delay_counts, figures, launch, problem, recording
 from experiments.methods import Phase
 from experiments.problem import Problem
@@ -29,7 +29,7 @@ def train(
     recorder: Recorder,
     *,
     title: str,
-) -> None:
+) -> EpochResult:
     """Trains phase by phase, from the recorder's checkpoint on if it has one.
 
     Records every epoch; draws and summarises whatever was reached.
@@ -40,6 +40,9 @@ def train(
       make_driver: a phase -> the driver that runs it.
       recorder: open, not begun.
       title: of the figure.
+
+    Returns:
+      The state after the last epoch.
 
     Raises:
       InputError: the recorder's run has all these epochs already.
@@ -88,6 +91,7 @@ def train(
         figure = recorder.folder / recording.CURVES
         figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
         print(summary(recorder, num_epochs))
+    return reached
 
 
 def summary(recorder: Recorder, num_epochs: int) -> str:

@@ -13,11 +13,20 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from asvrg import delays, sampling
+from asvrg import delays, sampling, theory
 from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError, check_count
-from asvrg.types import Driver, Trace
-from experiments import iterations, launch, methods, problem, provenance, recording, session
+from asvrg.types import Array, Driver, Trace
+from experiments import (
+    delay_counts,
+    iterations,
+    launch,
+    methods,
+    problem,
+    provenance,
+    recording,
+    session,
+)
 from experiments.methods import Phase, Step
 from experiments.problem import Problem
 
@@ -74,6 +83,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "Iterations of a thread from one read of x to the next.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "sees_own",
+        True,
+        "Whether a thread sees its own updates before it reads x again; else its iterations in "
+        "between are larger products, with delays, which are held against Theorem 2 in the end.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "delays",
         "round_robin",
@@ -110,14 +126,38 @@ def main(values: flags.FlagValues) -> int:
     name = f"{values.dataset}-{values.method}"
     config = provenance.describe(values, resolved)
     with recording.open_recorder(values, f"train_shared-{name}", config) as recorder:
-        session.train(
+        last = session.train(
             problem_,
             phases,
             lambda phase: make_driver(values, problem_, sampler, phase),
             recorder,
             title=f"{name}, {values.driver}, K = {num_threads}",
         )
+        if not values.sees_own:
+            lr = max(phases[-1].schedule(epoch) for epoch in range(last.epoch))
+            print(_theorem_2(problem_, sampler, last.x, lr, recorder.delay_counts))
     return 0
+
+
+def _theorem_2(
+    problem_: Problem, sampler: sampling.Sampler, x: Array, lr: float, counts: np.ndarray
+) -> str:
+    """Whether the delays of a run are such as Theorem 2 admits for its largest step."""
+    longest = delay_counts.describe(counts.sum(axis=0)).largest
+    smoothness = max(
+        theory.estimate_smoothness(
+            problem_.objective, at, problem_.train, tolerance=1e-2, max_iterations=20
+        ).value
+        for at in (problem_.x0, x)
+    )
+    blocks = sampler.dim / (sampler.block_size or sampler.dim)
+    admitted = int(theory.admissible_delay_of_step(lr, smoothness, blocks))
+    bears = "no delay at all" if admitted < 0 else f"delays of up to {admitted}"
+    verdict = "inside" if longest <= admitted else "outside of"
+    return (
+        f"{'Theorem 2':<18} {verdict} its bound: the longest delay is {longest}, and with "
+        f"L >= {smoothness:.3g}, so that eta L >= {lr * smoothness:.3g}, it admits {bears}"
+    )
 
 
 def make_sampler(values: flags.FlagValues, problem_: Problem) -> sampling.Sampler:
@@ -149,6 +189,7 @@ def make_driver(
             read=values.read,
             write=values.write,
             read_period=values.read_period,
+            sees_own=values.sees_own,
             max_delay=values.max_delay,
             delay_adaptive=values.delay_adaptive,
         )
@@ -194,7 +235,7 @@ def _check_driver_flags(values: flags.FlagValues) -> None:
     check_count("--delay", values.delay, least=0, most=values.inner_steps)
     other = {
         "threads": ("delays", "delay", "read_groups"),
-        "simulate": ("read", "write", "read_period", "max_delay"),
+        "simulate": ("read", "write", "read_period", "sees_own", "max_delay"),
     }
     for name in other[values.driver]:
         if launch.given(values, name):

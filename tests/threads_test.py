@@ -138,10 +138,10 @@ def test_replay_of_a_locked_run_is_that_run_bit_for_bit(
     driver.warm_up(problem.x0)
     window, meeting, thread = threads.steps.window, threading.Barrier(4), threading.local()
 
-    def window_of_all(*args):
+    def window_of_all(*args, **options):
         if not hasattr(thread, "has_met"):
             thread.has_met = meeting.wait(timeout=30)
-        return window(*args)
+        return window(*args, **options)
 
     x = problem.x0
     for epoch in range(3):

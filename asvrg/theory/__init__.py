@@ -50,6 +50,7 @@ from asvrg.theory.bounds import (
 from asvrg.theory.choices import (
     Choice,
     admissible_delay,
+    admissible_delay_of_step,
     delay_limit,
     inner_steps,
     sigma,
@@ -63,6 +64,7 @@ __all__ = [
     "Setting",
     "Smoothness",
     "admissible_delay",
+    "admissible_delay_of_step",
     "bound",
     "c",
     "delay_limit",

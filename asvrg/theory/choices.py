@@ -154,6 +154,35 @@ def admissible_delay(choice: Choice) -> Array:
     return (root - 1).astype(np.int64)[()]
 
 
+def admissible_delay_of_step(lr: Array, smoothness: Array, blocks: Array = 1.0) -> Array:
+    """The largest Delta that (13) or (20) admits for a step that is given, with the best alpha.
+
+    u0 b = eta L n^alpha admits the more, the smaller alpha is; its limit is eta L.
+
+    Args:
+      lr: eta, finite and above 0.
+      smoothness: L, finite and above 0.
+      blocks: d / B, finite and at least 1.
+
+    Returns:
+      int64, at most 2^53; -1 where eta L >= 3 / 28, and none is admitted, not even 0.
+
+    Raises:
+      InputError: an argument is outside of its domain, or the shapes do not broadcast.
+
+    >>> admissible_delay_of_step(lr=[0.01, 0.1], smoothness=2.0, blocks=80.0).tolist()
+    [44, -1]
+
+    Source: Huo and Huang (2016), Theorems 2 and 4; the best alpha is ours.
+    """
+    eta, smooth = check_broadcast(
+        check_reals("lr", lr, above=True), check_reals("smoothness", smoothness, above=True)
+    )
+    with np.errstate(over="ignore"):
+        a = np.minimum(eta * smooth, 0.5)  # which admits none, as all that is above it
+    return admissible_delay(Choice(a, batch_size=1, num_samples=1, alpha=1.0, blocks=blocks))
+
+
 def sigma(choice: Choice, max_delay: Array = 0) -> Array:
     """The largest sigma with gamma >= sigma b / (d L n^alpha), as Theorems 2 and 4 claim.
 

@@ -1,9 +1,9 @@
 """Shared-AsySVRG, Algorithm 1: Python threads that read and write one shared buffer.
 
 A thread reads x, computes the deltas of `read_period` iterations in one jitted call (which runs
-without the interpreter lock, on the thread's own copy of x, where it sees its own updates), adds
-them to the shared buffer, and reads x again. What other threads add in the meantime it does not
-see: that is the asynchrony, and the Trace records it.
+without the interpreter lock, on the thread's own copy of x, where it sees its own updates, or all
+of them at the x that it read), adds them to the shared buffer, and reads x again. What other
+threads add in the meantime it does not see: that is the asynchrony, and the Trace records it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def driver(
     read: str = "consistent",
     write: str = "locked",
     read_period: int = 16,
+    sees_own: bool = True,
     max_delay: int | None = None,
     delay_adaptive: bool = False,
 ) -> Driver:
@@ -76,6 +77,9 @@ def driver(
         `lock_free`: without a lock; two threads that add to a coordinate at the same moment may
         lose one of the two additions.
       read_period: r, a thread's iterations from one read of x to the next.
+      sees_own: whether a thread sees its own updates before it reads x again. Without them its r
+        iterations are computed at one x, in larger products, and have delays of 0 to r - 1 from
+        each other alone.
       max_delay: Delta of Assumption 4, the largest delay of an update: a thread that is too far
         ahead waits, and r is at most (Delta + 1) / K, so that all threads have room. None for no
         limit.
@@ -136,7 +140,7 @@ def driver(
         claims = Claims(inner_steps, read_period, max_delay=max_delay, scaled=delay_adaptive)
         snapshot = estimator.in_epoch(snapshot, epoch)
         loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr, claims)
-        return buffer, loop.run(read, write, concurrency)
+        return buffer, loop.run(read, write, concurrency, sees_own=sees_own)
 
     def warm_up(x: Array) -> None:
         snapshot = estimator.in_epoch(prepare(x), 0)
@@ -145,7 +149,7 @@ def driver(
             claims = Claims(count, read_period)
             buffer = shared_buffer(x)
             loop = _InnerLoop(estimator, buffer, snapshot, device_data, [stream], 0.0, claims)
-            loop.run(read, write, None)
+            loop.run(read, write, None, sees_own=sees_own)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
@@ -173,14 +177,14 @@ class _InnerLoop:
         self._claims = claims
         self._write_lock = threading.Lock()
 
-    def run(self, read: str, write: str, concurrency: int | None) -> Trace:
+    def run(self, read: str, write: str, concurrency: int | None, *, sees_own: bool) -> Trace:
         """Has the threads do all updates; returns when all of them have ended."""
         workers = range(len(self._streams))
         with ThreadPoolExecutor(len(workers), "asvrg-worker") as pool:
             runs: list[Future[None]] = []
             try:
                 for k in workers:
-                    runs.append(pool.submit(self._work, k, read, write, concurrency))
+                    runs.append(pool.submit(self._work, k, read, write, concurrency, sees_own))
                 wait(runs, return_when=FIRST_EXCEPTION)
             except RuntimeError as error:
                 raise InputError(
@@ -194,9 +198,11 @@ class _InnerLoop:
         for worker, cause in enumerate(each.exception() for each in runs):
             if cause is not None:
                 raise WorkerError(worker, self._buffer, cause) from cause
-        return self._claims.landed.trace(sees_own=True)
+        return self._claims.landed.trace(sees_own=sees_own)
 
-    def _work(self, worker: int, read: str, write: str, concurrency: int | None) -> None:
+    def _work(
+        self, worker: int, read: str, write: str, concurrency: int | None, sees_own: bool
+    ) -> None:
         # A diverging x overflows; training.run says so, with the cause.
         with np.errstate(over="ignore", invalid="ignore"):
             copy = shared_buffer(self._buffer)
@@ -206,10 +212,10 @@ class _InnerLoop:
                 draws = self._streams[worker].take(count)
                 begin = self._claims.landed.now()
                 version = self._read(copy, read)
-                delta = self._compute(x, draws)
+                delta = self._compute(x, draws, sees_own)
                 computed = self._claims.landed.now()
                 with lock:
-                    scale = self._scale(version, count, concurrency)
+                    scale = self._scale(version, count, concurrency, sees_own)
                     add(
                         self._buffer,
                         delta if scale is None else steps.scaled(delta, scale[:, None]),
@@ -227,16 +233,22 @@ class _InnerLoop:
             np.copyto(copy, self._buffer)
         return version
 
-    def _compute(self, x: jax.Array, draws: Draws) -> Delta:
-        delta = steps.window(self._estimator, x, self._snapshot, self._data, draws, self._lr)
+    def _compute(self, x: jax.Array, draws: Draws, sees_own: bool) -> Delta:
+        delta = steps.window(
+            self._estimator, x, self._snapshot, self._data, draws, self._lr, sees_own=sees_own
+        )
         # Waits for the call: until then it may still be reading x.
         return Delta(draws.block, np.asarray(delta.values))
 
-    def _scale(self, version: int, count: int, concurrency: int | None) -> np.ndarray | None:
+    def _scale(
+        self, version: int, count: int, concurrency: int | None, sees_own: bool
+    ) -> np.ndarray | None:
         """By which to multiply the updates of a window that lands now."""
         if concurrency is None:
             return None
         landed = self._claims.landed.number  # without a lock others may land in between
-        # The rule of `delays.staleness`: where nobody else has landed since, a window lacks none.
-        late = np.arange(landed, landed + count) - version if landed > version else np.zeros(count)
+        # The rule of `delays.staleness`: where nobody else has landed since, a window lacks no
+        # update, unless it does not see its own ones.
+        alone = sees_own and landed == version
+        late = np.zeros(count) if alone else np.arange(landed, landed + count) - version
         return delays.adaptive_scale(late, concurrency)
