@@ -14,6 +14,7 @@ import jax
 from absl import flags
 
 from asvrg.errors import DivergedError, DriverError, InputError, check_count, check_real
+from experiments import compilations
 
 # Exit codes, beside 0: done.
 FAILED = 1
@@ -57,7 +58,8 @@ def run(
         if rest:
             raise InputError(f"flags must have the form --name=value, got {' '.join(rest)!r}.")
         configure_jax(os.environ)
-        return main(values)
+        with compilations.kept(os.environ):
+            return main(values)
     except (flags.Error, InputError) as error:
         return _report(error, BAD_INPUT)
     except UnicodeDecodeError:
