@@ -1,1 +1,1 @@
-"""Timings, made by hand; nothing here runs in the tests."""
+"""Timings: `python -m benchmarks` compares all contestants, each binary here answers a question."""
