@@ -42,6 +42,8 @@ CONTESTANTS = (
     Contestant("asvrg exact (2 threads)", "ours", "exact", 2, SVRG_LR),
     Contestant("asvrg stale (1 thread)", "ours", "stale", 1, SVRG_LR),
     Contestant("asvrg stale (2 threads)", "ours", "stale", 2, SVRG_LR),
+    Contestant("asvrg exact, drawn beforehand", "ours", "exact_drawn", 1, SVRG_LR),
+    Contestant("asvrg stale, drawn beforehand", "ours", "stale_drawn", 1, SVRG_LR),
     Contestant("asvrg simulator", "ours", "simulator", 1, SVRG_LR),
     Contestant(TORCH_SVRG, "torch_", "hogwild_svrg", 1, SVRG_LR),
     Contestant("PyTorch Hogwild SVRG (2 processes)", "torch_", "hogwild_svrg", 2, SVRG_LR),

@@ -1,17 +1,17 @@
-"""asvrg's drivers: threads with exact and with stale windows, and the simulator."""
+"""asvrg: threads with exact and with stale windows, these without their draws, the simulator."""
 
 from __future__ import annotations
 
-import functools
 import os
 
 import jax
 import numpy as np
 
-from asvrg import estimators, mlp, objectives, sampling
+from asvrg import estimators, mlp, objectives, sampling, steps
 from asvrg.drivers import simulate, threads
 from asvrg.types import Driver
 from benchmarks import measure
+from benchmarks.contestants import c_floor
 from benchmarks.measure import Problem, Task
 from experiments import launch
 
@@ -25,6 +25,14 @@ class Asvrg:
         self._data = jax.device_put((problem.inputs, problem.labels))
         self._x0 = problem.x0
         self._lr = task.lr
+        self._estimator = estimators.svrg(self._objective)
+        self._sampler = sampling.sampler(
+            len(problem.labels),
+            self._objective.dim,
+            batch_size=setting.batch_size,
+            block_size=setting.block_size,
+            seed=setting.seed,
+        )
         self._driver = self._driver_of(task, setting)
         self._driver.warm_up(self._x0)
         self._kept = self._driver.prepare(self._x0)
@@ -58,28 +66,52 @@ class Asvrg:
         return 0.0
 
     def _driver_of(self, task: Task, setting: measure.Setting) -> Driver:
-        sampler = sampling.sampler(
-            len(self._data[1]),
-            self._objective.dim,
-            batch_size=setting.batch_size,
-            block_size=setting.block_size,
-            seed=setting.seed,
-        )
-        estimator = estimators.svrg(self._objective)
+        arguments = self._estimator, self._data, self._sampler
         if task.method == "simulator":
-            return simulate.driver(estimator, self._data, sampler, inner_steps=setting.inner_steps)
-        driver = functools.partial(
-            threads.driver,
-            estimator,
-            self._data,
-            sampler,
+            return simulate.driver(*arguments, inner_steps=setting.inner_steps)
+        return threads.driver(
+            *arguments,
             inner_steps=setting.inner_steps,
             num_threads=task.workers,
             read_period=setting.read_period,
+            sees_own=task.method.startswith("exact"),
         )
-        return driver() if task.method == "exact" else driver(sees_own=False)
+
+
+class Drawn(Asvrg):
+    """What one thread does, with draws made beforehand, as the C code has them."""
+
+    def __init__(self, problem: Problem, task: Task) -> None:
+        super().__init__(problem, task)
+        setting = problem.setting
+        stream, count = sampling.Stream(self._sampler, 0, 0), c_floor.DRAWS
+        self._draws = [
+            stream.take(setting.read_period) for _ in range(count // setting.read_period)
+        ]
+        self._windows = setting.inner_steps // setting.read_period
+        self.num_updates = self._windows * setting.read_period
+        self._sees_own = task.method.startswith("exact")
+
+    def advance(self) -> None:
+        """An epoch's updates, less what is left over of a window."""
+        buffer, copy = threads.shared_buffer(self._x), threads.shared_buffer(self._x)
+        view, lr = threads.live_view(copy), np.asarray(self._lr, buffer.dtype)
+        for window in range(self._epoch * self._windows, (self._epoch + 1) * self._windows):
+            np.copyto(copy, buffer)
+            delta = steps.window(
+                self._estimator,
+                view,
+                self._kept,
+                self._data,
+                self._draws[window % len(self._draws)],
+                lr,
+                sees_own=self._sees_own,
+            )
+            threads.add(buffer, delta)
+        self._x = buffer
+        self._epoch += 1
 
 
 if __name__ == "__main__":
     launch.configure_jax(os.environ)
-    measure.main(Asvrg)
+    measure.main(lambda problem, task: (Drawn if "drawn" in task.method else Asvrg)(problem, task))
