@@ -81,4 +81,4 @@ def add(buffer: np.ndarray, delta: Delta) -> None:
             buffer += row
     else:
         # numpy converts other indices one by one, which takes longer than the additions.
-        np.add.at(buffer, delta.block.astype(np.intp).ravel(), values.ravel())
+        np.add.at(buffer, np.asarray(delta.block).astype(np.intp).ravel(), values.ravel())
