@@ -276,7 +276,9 @@ def _contract_block(
         row, column = jax.lax.div(coordinate, width), jax.lax.rem(coordinate, width)
         # A small layer is cheaper to multiply out than to visit for every coordinate.
         if size <= 2 * block.size:
-            entries = on_block((deltas.T @ inputs).ravel(), column * inputs.shape[1] + row)
+            # Written out, as XLA's product of a transposed matrix on the CPU is a slow one.
+            product = jax.lax.optimization_barrier(deltas.T) @ inputs
+            entries = on_block(product.ravel(), column * inputs.shape[1] + row)
         else:
             entries = _inner_products(inputs, deltas, row, column)
         in_layer = (block >= start) & (block < start + size)
