@@ -121,8 +121,10 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     weight = check_real("l2", l2)
     shapes = tuple((rows + 1, columns) for rows, columns in itertools.pairwise(sizes))
     dim = sum(rows * columns for rows, columns in shapes)
-    # With it, x is a matrix as wide as the first layer, whose first rows are that layer.
-    padding = -dim % shapes[0][1]
+    # With it, x is a matrix as wide as the first layer, whose first rows are that layer. Where the
+    # others are larger, multiplying them by zeros costs more than copying the first one.
+    rows, columns = shapes[0]
+    padding = -dim % columns if dim <= 2 * rows * columns else 0
 
     def unravel(x: Array) -> PyTree:
         params, start = [], 0
@@ -131,10 +133,11 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
             start += rows * columns
         return tuple(params)
 
-    def check_batch(x: Array, batch: Data) -> Data:
+    def check_batch(x: Array, batch: Data, block: Array | None = None) -> Data:
         inputs, labels = batch
         fits = inputs.ndim == 2 and inputs.shape[1] == sizes[0] and inputs.dtype == x.dtype
-        if not fits or x.shape not in ((dim,), (dim + padding,)):
+        accepted = (dim,) if block is None else (dim, dim + padding)
+        if not fits or x.ndim != 1 or x.size not in accepted:
             raise InputError(
                 f"inputs must be {x.dtype} [b, {sizes[0]}] for an x of shape [{dim}], got "
                 f"{inputs.dtype} {list(inputs.shape)} and an x of shape {list(x.shape)}."
@@ -156,6 +159,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return tuple(activations), output
 
     def first_layer(x: Array, inputs: Array) -> jax.Array:
+        """The pre-activations [b, width] of the first layer."""
         if x.size == dim:
             return _affine(inputs, unravel(x)[0])
         # A product with a part of x would copy that part before. Here the rows of the other layers
@@ -163,7 +167,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return extended(x, inputs) @ x.reshape(-1, shapes[0][1])
 
     def extended(x: Array, inputs: Array) -> jax.Array:
-        """Inputs with a one for the bias, and with zeros for the rows of x behind it, if padded."""
+        """Inputs [b, p] with a one for the bias, and zeros for the rows of a padded x behind it."""
         width = shapes[0][0] if x.size == dim else x.size // shapes[0][1]
         return _with_ones(inputs, width)
 
@@ -175,9 +179,9 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         losses = optax.softmax_cross_entropy_with_integer_labels(forward(x, inputs)[1], labels)
         return jnp.mean(losses) + regularisation(x)
 
-    def propagate(x: Array, batch: Data) -> Cache:
+    def propagate(x: Array, batch: Data, block: Array | None = None) -> Cache:
         """One forward and backward pass that stops short of the gradients of the weights."""
-        inputs, labels = check_batch(x, batch)
+        inputs, labels = check_batch(x, batch, block)
         activations, logits = forward(x, inputs)
         delta = jax.nn.softmax(logits) - jax.nn.one_hot(labels, sizes[-1], dtype=x.dtype)
         deltas = [delta]
@@ -190,7 +194,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     def contract(
         factors: list[Factors], num_rows: int, anchor: jax.Array, block: Array | None
     ) -> jax.Array:
-        """The gradient [d] or [B] of factors over num_rows samples, plus C times the anchor."""
+        """The gradient [d] or [B] of factors over num_rows samples, plus C anchor, [d] or [B]."""
         if block is None:
             gradient = jnp.concatenate([(f.inputs.T @ f.deltas).ravel() for f in factors])
         else:
@@ -199,7 +203,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return gradient * scale + jnp.asarray(weight, gradient.dtype) * anchor
 
     def grad(x: Array, batch: Data, block: Array | None) -> jax.Array:
-        state = propagate(x, batch)
+        state = propagate(x, batch, block)
         layer_inputs = (extended(x, batch[0]), *map(_with_ones, state.activations))
         factors = [
             Factors(rows, delta) for rows, delta in zip(layer_inputs, state.deltas, strict=True)
@@ -213,7 +217,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     def grad_difference(
         x_hat: Array, x_tilde: Array, cache: Cache, batch: Data, block: Array | None, alpha: Array
     ) -> jax.Array:
-        state = propagate(x_hat, batch)
+        state = propagate(x_hat, batch, block)
         factors = [Factors(extended(x_hat, batch[0]), state.deltas[0] - alpha * cache.deltas[0])]
         for layer in range(1, len(shapes)):
             layer_inputs = [state.activations[layer - 1], cache.activations[layer - 1]]

@@ -65,10 +65,10 @@ def take(data: Data, indices: Array) -> Data:
 
     Args:
       data: a pytree of arrays [n, ...].
-      indices: int [b], in [0, n); others read what they should not, unnoticed.
+      indices: int [...], in [0, n); others read what they should not, unnoticed.
 
     Returns:
-      The pytree with arrays [b, ...].
+      The pytree with arrays [..., ...], the indices' axes in the place of the first one.
 
     >>> take((jnp.arange(4) * 10,), jnp.array([3, 0]))
     (Array([30,  0], dtype=int32),)

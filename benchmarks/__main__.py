@@ -92,6 +92,8 @@ def main(values: flags.FlagValues) -> int:
     contestants = _contestants(values)
     folder = recording.claim_folder(values.out_dir, f"benchmarks-{values.dataset}", holds=RESULT)
     problem_ = problem.from_flags(values)
+    check_count("--batch_size", values.batch_size, most=len(problem_.train[1]))
+    check_count("--block_size", values.block_size, most=problem_.objective.dim)
     start_loss = objectives.evaluate(problem_.objective, problem_.x0, problem_.train).loss
     title = f"{values.dataset}, cores: {len(os.sched_getaffinity(0))}, rounds: {rounds}"
     failures: dict[str, str] = {}
@@ -163,7 +165,10 @@ def _contestants(values: flags.FlagValues) -> list[Contestant]:
     for contestant, what in lacks.items():
         if what:
             print(f"{contestant.name} is left out, as it needs {what}.")
-    return [contestant for contestant in wanted if not lacks[contestant]]
+    able = [contestant for contestant in wanted if not lacks[contestant]]
+    if not able:
+        raise InputError("--only must name a contestant that this machine can run, got none.")
+    return able
 
 
 def _shared(values: flags.FlagValues, problem_: Problem, rate_seconds: float) -> measure.Problem:
@@ -227,6 +232,7 @@ def _check_network(values: flags.FlagValues) -> None:
         raise InputError(f"--hidden must be one number here, got {','.join(values.hidden)}.")
     for name in ("batch_size", "block_size", "inner_steps", "read_period", "eval_every"):
         check_count(f"--{name}", values[name].value)
+    check_count("--read_period", values.read_period, most=min(values.inner_steps, c_floor.DRAWS))
 
 
 def _write(
@@ -241,7 +247,7 @@ def _write(
     for name, rows in ((RESULT, lines), (ROUNDS, round_lines), (CURVES, curve_lines)):
         if rows:
             tables.write_csv(folder / name, rows)
-    if lines:
+    if any(line.us_per_update is not None for line in lines):
         figure.draw(folder / FIGURE, lines, title)
 
 

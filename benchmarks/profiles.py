@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_bool("sees_own", True, "As in train_shared.", flag_values=values)
     flags.DEFINE_integer("repeats", 100, "Windows.", flag_values=values)
-    flags.DEFINE_string("out_dir", None, "Folder for the csv.", flag_values=values)
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:

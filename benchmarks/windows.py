@@ -63,7 +63,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("lr", 0.5, "eta.", flag_values=values)
     flags.DEFINE_integer("num_epochs", 12, "S.", flag_values=values)
     flags.DEFINE_integer("repeats", 5, "Rounds of all runs.", flag_values=values)
-    flags.DEFINE_string("out_dir", None, "Folder for csv and figure.", flag_values=values)
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:

@@ -24,7 +24,7 @@ SETTINGS = {
 OWN = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 ENTRIES = "*-cache"  # as jax names its files
 MOST_BYTES = 1 << 28
-ABANDONED = 86_400  # seconds after which a folder belongs to no process any more
+ABANDONED = 14 * 86_400  # seconds after which a folder belongs to no process any more
 
 
 @contextlib.contextmanager
@@ -46,7 +46,8 @@ def kept(environment: Mapping[str, str]) -> Iterator[None]:
     if folder is None or own is None:
         yield
         return
-    settings = {"jax_compilation_cache_dir": str(own), **SETTINGS}
+    settings: dict[str, Any] = {"jax_compilation_cache_dir": str(own)}
+    settings |= {name: value for name, value in SETTINGS.items() if name.upper() not in environment}
     before = {name: getattr(jax.config, name) for name in settings}
     _update(settings)
     try:

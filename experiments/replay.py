@@ -212,6 +212,11 @@ def why_inexact(header: Header, reordered: Sequence[int] = ()) -> str | None:
                 "moment, one of the additions may be lost, and the order of the others is not "
                 "certain."
             )
+    if not given.get("sees_own", True) and given["read_period"] > 1:
+        reasons.append(
+            "--nosees_own: the iterations of a window were products of many mini-batches at once, "
+            "which round otherwise than those of single ones."
+        )
     if header.dtype == "float32" and (job := header.config.get("job")) is not None:
         if not job["fault_tolerant"] and given["method"] != "sgd":
             reasons.append(

@@ -24,13 +24,12 @@ from asvrg.errors import InputError, check_count, check_real
 from asvrg.theory import Choice
 from experiments import iterations, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
-from experiments.theory import drawing, judging, measuring
+from experiments.theory import coverage, drawing, judging, measuring
 from experiments.theory.judging import Findings
 from experiments.theory.measuring import Measured
 
 EPOCHS, SMOOTHNESS, FIGURE = "epochs.csv", "smoothness.csv", "theory.png"
 DRIVERS = ("simulate", "threads")
-KINKS = "relu has kinks, so that its f has no L (Assumption 3)"
 # What may stand beside --run_dir.
 WITH_RUN_DIR = frozenset({"run_dir", "data_dir", "u0", "alpha", "num_singles", "out_dir", "help"})
 
@@ -90,7 +89,7 @@ def main(values: flags.FlagValues) -> int:
         )
         folder = recording.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
     if described["activation"] == "relu":
-        measured.uncovered.insert(0, KINKS)
+        measured.uncovered.insert(0, coverage.KINKS)
     num_singles = min(values.num_singles, measured.num_samples)
     estimates = measuring.curvatures(problem_, measured.points, num_singles, values.seed)
     findings = judging.judge(measured, estimates, values.u0, values.alpha)
@@ -164,7 +163,7 @@ def report(measured: Measured, findings: Findings, network: str) -> str:
 
 
 def _of_l(measured: Measured, smoothness: float) -> str:
-    if KINKS in measured.uncovered:
+    if coverage.KINKS in measured.uncovered:
         return f"none, with relu; between its kinks, from below, {smoothness:.3g}:"
     return f"{smoothness:.3g}, the largest of these estimates from below:"
 

@@ -114,3 +114,17 @@ def test_scalars_give_scalars() -> None:
         theory.sigma(CHOSEN),
     ]
     assert all(isinstance(value, np.float64 | np.int64) for value in values)
+
+
+def test_a_given_step_admits_what_the_best_alpha_does() -> None:
+    for lr, smoothness, blocks in ((1e-3, 2.0, 79.5), (0.01, 5.0, 1.0), (0.02, 5.3, 8.0)):
+        admitted = theory.admissible_delay_of_step(lr, smoothness, blocks)
+        with_alpha = [
+            theory.admissible_delay(
+                Choice(lr * smoothness * 1_000**alpha / 10, 10, 1_000, alpha, blocks)
+            )
+            for alpha in (1e-6, 0.01, 0.1, 0.3)
+        ]
+        assert admitted == with_alpha[0] == max(with_alpha)
+        assert with_alpha[-1] < admitted
+    assert theory.admissible_delay_of_step([0.11, 3.0, 1e300], 1.0).tolist() == [-1, -1, -1]

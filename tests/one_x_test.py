@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(60)
     ("name", "make", "block_size"),
     [
         ("relu", estimators.svrg, 3),
+        ("relu", estimators.svrg, 20),  # more than half of the last layer
         ("relu", estimators.sgd, None),
         ("tanh_by_autodiff", estimators.svrg, 3),
     ],

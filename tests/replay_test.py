@@ -217,3 +217,33 @@ def test_only_what_cannot_be_exact_has_a_reason():
     assert "in an order of its own" in collective
     died = replay.why_inexact(a_header(method="svrg", fault_tolerant=True), [3, 7])
     assert "not known of epochs 3, 7" in died
+
+
+def test_products_of_many_mini_batches_are_replayed_but_for_rounding(tmp_path, capsys):
+    flags = (
+        "--nosees_own",
+        "--read_period=16",
+        "--dtype=float64",
+        "--activation=tanh",
+        "--lr=0.05",
+    )
+    assert run(train_shared, *SMALL, *flags, "--record", f"--out_dir={tmp_path}") == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"^Theorem 2 +(inside|outside) of \(13\), if L is no larger", told, re.MULTILINE
+    )
+    assert "no theorem covers" not in told
+    assert run(replay, f"--trace={tmp_path}") == 0
+    printed = capsys.readouterr().out
+    assert "--nosees_own: the iterations of a window were products of many mini-batches" in printed
+    distance = float(re.search(r"^distance +(\S+) at most", printed, re.MULTILINE)[1])
+    assert distance < 1e-12
+
+
+def test_what_no_theorem_covers_is_named_with_its_delays(tmp_path, capsys):
+    flags = ("--nosees_own", "--method=sgd", "--lr_decay=0.2", "--num_threads=1", "--read_period=8")
+    assert run(train_shared, *SMALL, *flags, f"--out_dir={tmp_path}") == 0
+    told = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert "the longest delay is 7," in told
+    for reason in ("it is SGD's", "its step decays", "relu has kinks"):
+        assert reason in told

@@ -89,7 +89,7 @@ def svrg_driver(
     module, problem: Problem, block_size: int | None, *, alpha: Schedule | None = None, **options
 ) -> Driver:
     n, d = problems.NUM_SAMPLES, problem.objective.dim
-    spec = sampling.sampler(n, d, batch_size=2, block_size=block_size, seed=6)
+    spec = sampling.sampler(n, d, batch_size=7, block_size=block_size, seed=6)
     estimator = svrg_of(problem.objective)._replace(alpha=alpha)
     return module.driver(estimator, problem.data, spec, **options)
 

@@ -31,11 +31,6 @@ class Contestant(NamedTuple):
     workers: int
     lr: float
 
-    @property
-    def is_floor(self) -> bool:
-        """Whether it does a part of an iteration only, or that without its draws."""
-        return self.module == "floor"
-
 
 CONTESTANTS = (
     Contestant("asvrg exact (1 thread)", "ours", "exact", 1, SVRG_LR),

@@ -90,6 +90,9 @@ class Drawn(Asvrg):
         ]
         self._windows = setting.inner_steps // setting.read_period
         self.num_updates = self._windows * setting.read_period
+        self.grad_evals = self._estimator.grad_evals(
+            len(problem.labels), setting.batch_size, self.num_updates
+        )
         self._sees_own = task.method.startswith("exact")
 
     def advance(self) -> None:

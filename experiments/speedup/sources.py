@@ -152,6 +152,11 @@ def _recorded(values: flags.FlagValues) -> Source:
             raise InputError(f"--runs must differ in K alone, got {path} with {what}.")
     if given["method"] == "sgd_svrg":
         raise InputError("--runs must be of --method=sgd or svrg, got sgd_svrg.")
+    if not given.get("sees_own", True):
+        raise InputError(
+            "--runs must be of threads that see their own updates, as those of the model do, got "
+            "--nosees_own."
+        )
     step = Step(**header.config["resolved"]["steps"][0])
     num_epochs = min(len(run.traces) for _, run in found)
     if launch.given(values, "num_epochs"):

@@ -14,9 +14,9 @@ from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Trace
-from experiments import checkpoints, methods, problem, recording
+from experiments import checkpoints, problem, recording
 from experiments.problem import Problem
-from experiments.theory import smooth_problems
+from experiments.theory import coverage, smooth_problems
 
 MAX_POINTS = 3  # of an own run at which L is estimated
 
@@ -206,15 +206,7 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
     # Where the binary has no such flag an iteration updates all of x.
     block_size = stored.get("block_size", 0)
     block_size = min(1_000, dim) if block_size is None else block_size or dim
-    uncovered = []
-    if stored["method"] == "sgd":
-        uncovered.append("it is SGD's, and the theorems are SVRG's")
-    elif methods.recorded_alpha(stored) != methods.Alpha():
-        uncovered.append("its correction has a coefficient, and the theorems have none")
-    if steps["decay"] != 0:
-        uncovered.append("its step decays, and the theorems have a constant one")
-    if stored.get("delay_adaptive"):
-        uncovered.append("its step depends on the delay, and the theorems have a constant one")
+    uncovered = coverage.uncovered(stored, steps["decay"])
     if "driver" not in stored:
         uncovered.append("its workers draw from shards, and the theorems draw from all samples")
     measured = Measured(

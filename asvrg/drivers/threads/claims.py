@@ -92,6 +92,6 @@ class Claims:
 
     def _has_room(self) -> bool:
         if self._max_delay is None or not self._in_flight:
-            return True  # A window that is alone lacks nothing.
+            return True  # A window that is alone lacks no more than its own updates.
         oldest = min(self._in_flight.values())
         return self._claimed + self._next() - 1 - oldest <= self._max_delay
