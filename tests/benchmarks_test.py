@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import measure, results, runner
 from benchmarks.contestants import C_FLOOR, CONTESTANTS, TORCH_SVRG, c_floor, optax_, ours
 from benchmarks.measure import Point, Result, Setting, Task
+from benchmarks.table import markdown
 from tests.binaries import run
 
 needs_compiler = pytest.mark.skipif(
@@ -343,3 +345,9 @@ def test_bad_flags_give_a_sentence(tmp_path, capsys, flag, sentence):
     assert run(benchmarks, *SMALL, flag, f"--out_dir={tmp_path}/out") == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_readme_has_the_table_of_the_committed_csv():
+    root = Path(__file__).parent.parent
+    text = markdown(root / "experiments" / "results" / "benchmarks")
+    assert text in (root / "README.md").read_text(encoding="utf-8")
