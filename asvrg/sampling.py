@@ -315,12 +315,14 @@ def _distinct(rng: np.random.Generator, dim: int, size: int) -> np.ndarray:
     # coordinate is uniform among those not yet held, which is drawing without replacement.
     block = rng.integers(dim, size=(CHUNK, size), dtype=np.int32)
     block.sort(axis=1)
-    rows = np.arange(CHUNK)  # that may hold a coordinate twice
-    while rows.size:
-        part = block[rows]
+    part, rows = block, np.arange(CHUNK)  # that may hold a coordinate twice
+    while True:
         row, column = np.divmod(np.flatnonzero(part[:, 1:] == part[:, :-1]), size - 1)
+        if not row.size:
+            return block
         part[row, column + 1] = rng.integers(dim, size=row.size, dtype=np.int32)
         part.sort(axis=1, kind="stable")  # the quick one for what is nearly sorted
-        block[rows] = part
+        if part is not block:
+            block[rows] = part
         rows = rows[np.unique(row)]
-    return block
+        part = block[rows]

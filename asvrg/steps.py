@@ -90,9 +90,9 @@ def padded(estimator: Estimator, x: Array, block: Array | None) -> jax.Array:
       float [d] or [d + padding], with zeros behind.
 
     >>> from asvrg import estimators, mlp
-    >>> sgd = estimators.sgd(mlp.mlp((2, 5, 3)))  # 15 coordinates in one layer, 18 in the other
-    >>> padded(sgd, jnp.ones(33), jnp.zeros(1, jnp.int32)).size
-    35
+    >>> sgd = estimators.sgd(mlp.mlp((4, 5, 3)))  # 25 coordinates in one layer, 18 in the other
+    >>> padded(sgd, jnp.ones(43), jnp.zeros(1, jnp.int32)).size
+    45
     """
     x = jnp.asarray(x)
     return x if block is None else jnp.pad(x, (0, estimator.padding))

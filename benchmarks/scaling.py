@@ -225,6 +225,7 @@ def _draw(path: Path, lines: Sequence[Line], title: str) -> None:
     ):
         speedup.plot(workers, values, color=colour, marker=marker, label=name)
     speedup.set(xlabel="threads, or processes", ylabel="updates/s beside those of one", ylim=0)
+    speedup.set_xticks(workers)
     speedup.legend(frameon=False)
     bottom = np.zeros(len(lines))
     places = np.arange(len(lines))
