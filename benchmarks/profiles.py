@@ -27,7 +27,7 @@ from asvrg import estimators, sampling, steps
 from asvrg.drivers import threads
 from asvrg.errors import check_count
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
-from experiments import launch, problem, provenance, recording, tables
+from experiments import iterations, launch, problem, provenance, recording, tables
 
 RESULT = "profile.csv"
 LR = 0.1  # small enough for every data set; the time does not depend on it
@@ -91,13 +91,7 @@ class _Window:
         self._data: Data = problem_.train
         self._estimator = estimators.svrg(problem_.objective)
         self._snapshot: Snapshot = self._estimator.prepare(problem_.x0, self._data, map)
-        sampler = sampling.sampler(
-            len(problem_.train[1]),
-            problem_.objective.dim,
-            batch_size=values.batch_size,
-            block_size=values.block_size,
-            seed=values.seed,
-        )
+        sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
         self._stream = sampling.Stream(sampler, 0, 0)
         self._count, self._sees_own = values.read_period, values.sees_own
         self._buffer = threads.shared_buffer(problem_.x0)

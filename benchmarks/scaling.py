@@ -25,11 +25,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from asvrg import estimators, sampling
+from asvrg import estimators
 from asvrg.drivers import threads
 from asvrg.errors import DriverError, check_count
 from asvrg.types import Driver, Snapshot
-from experiments import files, launch, problem, provenance, recording, tables
+from experiments import files, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREY, ORANGE
 from experiments.problem import Problem
 
@@ -120,13 +120,7 @@ def _workers(values: flags.FlagValues) -> list[int]:
 
 
 def _driver(values: flags.FlagValues, problem_: Problem, workers: int) -> Driver:
-    spec = sampling.sampler(
-        len(problem_.train[1]),
-        problem_.objective.dim,
-        batch_size=values.batch_size,
-        block_size=values.block_size,
-        seed=values.seed,
-    )
+    spec = iterations.make_sampler(values, problem_, block_size=values.block_size)
     return threads.driver(
         estimators.svrg(problem_.objective),
         problem_.train,

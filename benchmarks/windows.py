@@ -19,11 +19,11 @@ from typing import NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from asvrg import delays, estimators, objectives, sampling, schedules, training
+from asvrg import delays, estimators, objectives, schedules, training
 from asvrg.drivers import threads
 from asvrg.errors import DivergedError, check_count, check_real
 from asvrg.types import Driver, EpochResult
-from experiments import files, launch, problem, provenance, recording, tables
+from experiments import files, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREEN, ORANGE, PURPLE
 from experiments.problem import Problem
 
@@ -99,13 +99,7 @@ def main(values: flags.FlagValues) -> int:
 def _driver(
     values: flags.FlagValues, problem_: Problem, read_period: int, sees_own: bool
 ) -> Driver:
-    spec = sampling.sampler(
-        len(problem_.train[1]),
-        problem_.objective.dim,
-        batch_size=values.batch_size,
-        block_size=values.block_size,
-        seed=values.seed,
-    )
+    spec = iterations.make_sampler(values, problem_, block_size=values.block_size)
     return threads.driver(
         estimators.svrg(problem_.objective),
         problem_.train,
