@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import flags
 
-from asvrg import delays, estimators, sampling, schedules
+from asvrg import delays, estimators, schedules
 from asvrg.drivers import simulate
 from asvrg.errors import check_count
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Driver, Snapshot, Trace
 from benchmarks.contest import Contestant, contest
-from experiments import launch, problem, provenance, recording, tables
+from experiments import iterations, launch, problem, provenance, recording, tables
 
 RESULT = "simulator.csv"
 LR = 0.1  # small enough for every data set; the time does not depend on it
@@ -35,7 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_integer("inner_steps", 2_000, "m.", flag_values=values)
     flags.DEFINE_integer("repeats", 15, "Rounds of all contestants.", flag_values=values)
-    flags.DEFINE_string("out_dir", None, "Folder for the csv.", flag_values=values)
+    recording.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -45,10 +45,8 @@ def main(values: flags.FlagValues) -> int:
     longest, sizes = launch.counts(values, "delays"), launch.counts(values, "num_runs")
     folder = recording.claim_folder(values.out_dir, f"simulator-{values.dataset}", holds=RESULT)
     problem_ = problem.from_flags(values)
-    n, dim, m = len(problem_.train[1]), problem_.objective.dim, values.inner_steps
-    sampler = sampling.sampler(
-        n, dim, batch_size=values.batch_size, block_size=values.block_size, seed=values.seed
-    )
+    m = values.inner_steps
+    sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
     estimator = estimators.svrg(problem_.objective)
     traces = {"no delays": delays.none(m)}
     traces |= {f"delays of {delay}": delays.constant(m, delay) for delay in longest}

@@ -38,12 +38,11 @@ def kept(environment: Mapping[str, str]) -> Iterator[None]:
     Args:
       environment: `os.environ`; with a setting of jax's for its cache nothing is done.
     """
-    try:
-        folder = None if any(name in environment for name in OWN) else _folder()
-        own = None if folder is None else _linked(folder)
-    except OSError:  # no room, or no place to write: then everything is compiled again
-        folder = own = None
-    if folder is None or own is None:
+    own = None
+    if not any(name in environment for name in OWN):
+        with contextlib.suppress(OSError):  # no room, no place to write: all is compiled again
+            own = _linked(_folder())
+    if own is None:
         yield
         return
     settings: dict[str, Any] = {"jax_compilation_cache_dir": str(own)}
@@ -53,7 +52,7 @@ def kept(environment: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
         with contextlib.suppress(OSError):
-            _publish(own, folder)
+            _publish(own)
     finally:
         _update(before)
         compilation_cache.reset_cache()
@@ -89,7 +88,8 @@ def _linked(folder: Path) -> Path:
     return own
 
 
-def _publish(own: Path, folder: Path) -> None:
+def _publish(own: Path) -> None:
+    folder = own.parent
     for entry in own.glob(ENTRIES):
         if not (folder / entry.name).exists():
             entry.replace(folder / entry.name)

@@ -66,7 +66,9 @@ def test_what_is_killed_or_interrupted_adds_nothing(tmp_path: Path) -> None:
     assert entries(tmp_path) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="needs a user other than root, who may write everywhere"
+)
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert start(tmp_path) == (0, False)

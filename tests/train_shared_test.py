@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_trains_digits_and_leaves_its_results(tmp_path, capsys):
-    assert run(train_shared, "--num_epochs=4", f"--out_dir={tmp_path}") == 0
+    # Half of the default step, with which some orders of the threads' updates leave 0.4.
+    assert run(train_shared, "--num_epochs=4", "--lr=0.25", f"--out_dir={tmp_path}") == 0
 
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == COLUMNS
     rows = read_metrics(tmp_path)
@@ -41,8 +42,7 @@ def test_trains_digits_and_leaves_its_results(tmp_path, capsys):
     # n + 2 b m component gradients an epoch of SVRG.
     assert int(rows[1]["grad_evals"]) == 1437 + 2 * 10 * 1000
     assert float(rows[0]["train_loss"]) > 2.2  # about log 10: nothing learnt yet
-    # Mostly 0.21 to 0.27; the step is large, and some orders of the threads' updates leave 0.4.
-    assert float(rows[-1]["train_loss"]) < 0.8
+    assert float(rows[-1]["train_loss"]) < 0.35
     assert float(rows[-1]["test_error"]) < 0.10
     assert float(rows[0]["seconds"]) == 0.0 < float(rows[1]["seconds"]) < float(rows[4]["seconds"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

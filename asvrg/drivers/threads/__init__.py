@@ -139,8 +139,10 @@ def driver(
         streams = [Stream(sampler, epoch, worker) for worker in range(num_threads)]
         claims = Claims(inner_steps, read_period, max_delay=max_delay, scaled=delay_adaptive)
         snapshot = estimator.in_epoch(snapshot, epoch)
-        loop = _InnerLoop(estimator, buffer, snapshot, device_data, streams, lr, claims)
-        return buffer, loop.run(read, write, concurrency, sees_own=sees_own)
+        loop = _InnerLoop(
+            estimator, buffer, snapshot, device_data, streams, lr, claims, sees_own=sees_own
+        )
+        return buffer, loop.run(read, write, concurrency)
 
     def warm_up(x: Array) -> None:
         snapshot = estimator.in_epoch(prepare(x), 0)
@@ -148,8 +150,10 @@ def driver(
         for count in {min(read_period, inner_steps), inner_steps % read_period} - {0}:
             claims = Claims(count, read_period)
             buffer = shared_buffer(x)
-            loop = _InnerLoop(estimator, buffer, snapshot, device_data, [stream], 0.0, claims)
-            loop.run(read, write, None, sees_own=sees_own)
+            loop = _InnerLoop(
+                estimator, buffer, snapshot, device_data, [stream], 0.0, claims, sees_own=sees_own
+            )
+            loop.run(read, write, None)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
@@ -167,6 +171,8 @@ class _InnerLoop:
         streams: list[Stream],
         lr: float,
         claims: Claims,
+        *,
+        sees_own: bool,
     ) -> None:
         self._estimator = estimator
         self._buffer = buffer
@@ -175,16 +181,17 @@ class _InnerLoop:
         self._streams = streams
         self._lr = np.asarray(lr, buffer.dtype)
         self._claims = claims
+        self._sees_own = sees_own
         self._write_lock = threading.Lock()
 
-    def run(self, read: str, write: str, concurrency: int | None, *, sees_own: bool) -> Trace:
+    def run(self, read: str, write: str, concurrency: int | None) -> Trace:
         """Has the threads do all updates; returns when all of them have ended."""
         workers = range(len(self._streams))
         with ThreadPoolExecutor(len(workers), "asvrg-worker") as pool:
             runs: list[Future[None]] = []
             try:
                 for k in workers:
-                    runs.append(pool.submit(self._work, k, read, write, concurrency, sees_own))
+                    runs.append(pool.submit(self._work, k, read, write, concurrency))
                 wait(runs, return_when=FIRST_EXCEPTION)
             except RuntimeError as error:
                 raise InputError(
@@ -198,11 +205,9 @@ class _InnerLoop:
         for worker, cause in enumerate(each.exception() for each in runs):
             if cause is not None:
                 raise WorkerError(worker, self._buffer, cause) from cause
-        return self._claims.landed.trace(sees_own=sees_own)
+        return self._claims.landed.trace(sees_own=self._sees_own)
 
-    def _work(
-        self, worker: int, read: str, write: str, concurrency: int | None, sees_own: bool
-    ) -> None:
+    def _work(self, worker: int, read: str, write: str, concurrency: int | None) -> None:
         # A diverging x overflows; training.run says so, with the cause.
         with np.errstate(over="ignore", invalid="ignore"):
             copy = shared_buffer(self._buffer)
@@ -212,10 +217,10 @@ class _InnerLoop:
                 draws = self._streams[worker].take(count)
                 begin = self._claims.landed.now()
                 version = self._read(copy, read)
-                delta = self._compute(x, draws, sees_own)
+                delta = self._compute(x, draws)
                 computed = self._claims.landed.now()
                 with lock:
-                    scale = self._scale(version, count, concurrency, sees_own)
+                    scale = self._scale(version, count, concurrency)
                     add(
                         self._buffer,
                         delta if scale is None else steps.scaled(delta, scale[:, None]),
@@ -233,22 +238,20 @@ class _InnerLoop:
             np.copyto(copy, self._buffer)
         return version
 
-    def _compute(self, x: jax.Array, draws: Draws, sees_own: bool) -> Delta:
+    def _compute(self, x: jax.Array, draws: Draws) -> Delta:
         delta = steps.window(
-            self._estimator, x, self._snapshot, self._data, draws, self._lr, sees_own=sees_own
+            self._estimator, x, self._snapshot, self._data, draws, self._lr, sees_own=self._sees_own
         )
         # Waits for the call: until then it may still be reading x.
         return Delta(draws.block, np.asarray(delta.values))
 
-    def _scale(
-        self, version: int, count: int, concurrency: int | None, sees_own: bool
-    ) -> np.ndarray | None:
+    def _scale(self, version: int, count: int, concurrency: int | None) -> np.ndarray | None:
         """By which to multiply the updates of a window that lands now."""
         if concurrency is None:
             return None
         landed = self._claims.landed.number  # without a lock others may land in between
         # The rule of `delays.staleness`: where nobody else has landed since, a window lacks no
         # update, unless it does not see its own ones.
-        alone = sees_own and landed == version
+        alone = self._sees_own and landed == version
         late = np.zeros(count) if alone else np.arange(landed, landed + count) - version
         return delays.adaptive_scale(late, concurrency)
