@@ -7,12 +7,13 @@ the j-th draw of its stream, however the iterations are grouped.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import InputError, check_count
+from asvrg.errors import INT32, InputError, check_count, check_kind, check_vector
 from asvrg.types import Array, Draws, Shard, Trace
 
 # Iterations in one jitted call, at most, and entries of their draws: memory stays bounded.
@@ -67,13 +68,12 @@ def sampler(
 
     Source: Huo and Huang (2016), Assumption 1 and Algorithm 1.
     """
-    check_count("num_samples", num_samples)
-    check_count("dim", dim)
-    check_count("batch_size", batch_size, most=num_samples)
-    if block_size is not None:
-        check_count("block_size", block_size, most=dim)
-    check_count("seed", seed, least=0)
-    return Sampler(num_samples, dim, batch_size, None if block_size == dim else block_size, seed)
+    n = check_count("num_samples", num_samples, limit=INT32)
+    d = check_count("dim", dim, limit=INT32)
+    b = check_count("batch_size", batch_size, most=n)
+    size = None if block_size is None else check_count("block_size", block_size, most=d)
+    seed = check_count("seed", seed, least=0)
+    return Sampler(n, d, b, None if size == d else size, seed)
 
 
 def check_fits(spec: Sampler, num_samples: int) -> int:
@@ -92,6 +92,7 @@ def check_fits(spec: Sampler, num_samples: int) -> int:
     >>> check_fits(sampler(9, 5, batch_size=2), 9)
     9
     """
+    check_kind("sampler", spec, Sampler)
     if spec.num_samples != num_samples:
         raise InputError(
             f"sampler must draw from the {num_samples} samples of the data, got one for "
@@ -110,14 +111,9 @@ def check_dim(spec: Sampler, x: Array) -> None:
     Raises:
       InputError: it has another shape, or is no array of floating-point numbers.
 
-    >>> check_dim(sampler(9, 5, batch_size=2), np.zeros(5))
+    >>> check_dim(sampler(9, 5, batch_size=2), np.zeros(5, np.float32))
     """
-    shape, dtype = np.shape(x), getattr(x, "dtype", None)
-    if shape != (spec.dim,) or dtype is None or not np.issubdtype(dtype, np.floating):
-        raise InputError(
-            f"x must be an array [{spec.dim}] of floating-point numbers, as the sampler has it, "
-            f"got shape {shape} and dtype {dtype}."
-        )
+    check_vector("x", x, spec.dim, "sampler")
 
 
 class Stream:
@@ -132,10 +128,23 @@ class Stream:
     True
     """
 
-    def __init__(self, spec: Sampler, epoch: int, worker: int, shard: Shard | None = None) -> None:
-        """Begins the stream of `worker` (from 0) in epoch s (from 0), over its shard or all n."""
-        self._chunks = _chunks(spec, epoch, worker, shard)
+    def __init__(
+        self,
+        spec: Sampler,
+        epoch: int,
+        worker: int,
+        shard: Shard | None = None,
+        *,
+        first: int = 0,
+    ) -> None:
+        """The stream of `worker` (from 0) in epoch s (from 0), over its shard or all n.
+
+        It begins with the draw of number `first`, and costs the same for every number.
+        """
+        self._chunks = _chunks(spec, epoch, worker, shard, first // CHUNK)
         self._rest: Draws | None = None
+        if first % CHUNK:
+            self.take(first % CHUNK)
 
     def take(self, count: int) -> Draws:
         """The next `count` draws.
@@ -238,7 +247,7 @@ def in_order(streams: dict[int, Stream], worker: np.ndarray) -> Draws:
 
 
 def in_turns(
-    streams: dict[int, Stream], worker: np.ndarray, update: np.ndarray, length: int
+    streams: dict[int, Stream], worker: np.ndarray, update: np.ndarray, length: int, first: int = 0
 ) -> Iterator[Draws]:
     """The draws of updates that are computed in another order than the one they land in.
 
@@ -248,6 +257,7 @@ def in_turns(
       update: int [m], the updates in the order they are computed.
       length: turns at once; what must be held is `length` draws, and those of the updates that
         landed earlier than one computed before them.
+      first: the turn to begin with; the draws of those before are made, and dropped.
 
     Yields:
       Draws with leading axis `length`, the last ones with as many rows as are left.
@@ -262,16 +272,18 @@ def in_turns(
     held: list[Draws] = []
     numbers = np.zeros(0, np.intp)
     taken = 0
-    for start in range(0, len(update), length):
-        wanted = update[start : start + length]
-        stop = int(wanted.max()) + 1
-        if stop > taken:
-            held.append(in_order(streams, worker[taken:stop]))
-            numbers = np.append(numbers, np.arange(taken, stop))
-            taken = stop
+    edges = [*range(0, first, length), *range(first, len(update), length), len(update)]
+    for start, stop in itertools.pairwise(edges):
+        wanted = update[start:stop]
+        last = int(wanted.max()) + 1
+        if last > taken:
+            held.append(in_order(streams, worker[taken:last]))
+            numbers = np.append(numbers, np.arange(taken, last))
+            taken = last
         draws = _concatenate(held)
         rows = np.searchsorted(numbers, wanted)
-        yield _rows(draws, rows)
+        if start >= first:
+            yield _rows(draws, rows)
         left = np.ones(len(numbers), bool)
         left[rows] = False
         held, numbers = [_rows(draws, left)], numbers[left]
@@ -288,10 +300,11 @@ def _concatenate(pieces: list[Draws]) -> Draws:
     return Draws(*(None if field[0] is None else np.concatenate(field) for field in fields))
 
 
-def _chunks(spec: Sampler, epoch: int, worker: int, shard: Shard | None) -> Iterator[Draws]:
+def _chunks(
+    spec: Sampler, epoch: int, worker: int, shard: Shard | None, index: int
+) -> Iterator[Draws]:
     count = spec.num_samples if shard is None else len(shard.samples)
     weight = None if shard is None else np.full(CHUNK, shard.weight)
-    index = 0
     while True:
         seed = np.random.SeedSequence(spec.seed, spawn_key=(epoch, worker, index))
         rng = np.random.default_rng(seed)

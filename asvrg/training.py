@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from asvrg.errors import DivergedError, check_count
+from asvrg.errors import check_count, diverged
 from asvrg.schedules import Schedule, check_rate
-from asvrg.types import Array, Driver, EpochResult
+from asvrg.types import Array, Driver, EpochResult, Halfway, Inside, Pause, Snapshot
 
 
 def start(x0: Array) -> EpochResult:
@@ -29,22 +29,31 @@ def start(x0: Array) -> EpochResult:
 
 
 def run(
-    driver: Driver, state: EpochResult, *, schedule: Schedule, num_epochs: int
+    driver: Driver,
+    state: EpochResult,
+    *,
+    schedule: Schedule,
+    num_epochs: int,
+    pause: Pause | None = None,
 ) -> Iterator[EpochResult]:
     """Algorithm 1, or 2 and 3, from a state until `num_epochs` epochs are done.
 
     A generator: what the caller does between two epochs (evaluation, records) is not timed. One run
     can go on from the state that another one left, with another driver: SGD_SVRG is a few epochs of
-    SGD, then SVRG.
+    SGD, then SVRG. One that goes on inside of an epoch makes the snapshot anew, from the same
+    x_tilde, with the gradient that was kept.
 
     Args:
       driver: owns x during an epoch.
       state: from `start`, or an EpochResult of an earlier run.
       schedule: epoch s -> eta.
       num_epochs: S, the epochs in all, those of `state` included.
+      pause: asked now and then inside of an epoch whether to yield the state there, to be kept; of
+        drivers that can pause. None for never.
 
     Yields:
-      An EpochResult after every epoch.
+      An EpochResult after every epoch, and where `pause` returned True one whose `inside` says how
+      far the next epoch is.
 
     Raises:
       InputError: `num_epochs` is no whole number of at least the epochs done already, or the step
@@ -75,37 +84,50 @@ def run(
         check_rate(lr, np.asarray(state.x).dtype)
         begin = time.perf_counter()
         snapshot = driver.prepare(state.x)
-        x, trace = driver.inner_loop(state.x, snapshot, state.epoch, lr)
-        jax.block_until_ready(x)
         seconds = time.perf_counter() - begin
-        if not np.all(np.isfinite(x)):
-            raise diverged("x", state.epoch + 1, lr)
+        inside = None if driver.advance is None else state.inside
+        if inside is not None:
+            # It may round otherwise on another machine. Its time is among that of the epoch so far.
+            snapshot, seconds = snapshot._replace(full_grad=inside.full_grad), inside.seconds
+        for halfway, is_whole, more in _parts(driver, state, inside, snapshot, lr, pause):
+            seconds += more
+            if not np.all(np.isfinite(halfway.x)):
+                raise diverged("x", state.epoch + 1, lr)
+            if not is_whole:
+                yield state._replace(inside=Inside(halfway, snapshot.full_grad, seconds))
         state = EpochResult(
             epoch=state.epoch + 1,
-            x=x,
+            x=halfway.x,
             seconds=state.seconds + seconds,
             updates=state.updates + driver.inner_steps,
             grad_evals=state.grad_evals + driver.grad_evals,
-            trace=trace,
+            trace=halfway.trace,
         )
         yield state
 
 
-def diverged(what: str, epoch: int, lr: float) -> DivergedError:
-    """The error for a quantity that is no finite number after an epoch.
+def _parts(
+    driver: Driver,
+    state: EpochResult,
+    inside: Inside | None,
+    snapshot: Snapshot,
+    lr: float,
+    pause: Pause | None,
+) -> Iterator[tuple[Halfway, bool, float]]:
+    """An inner loop from pause to pause: what is reached, whether that is its end, and seconds."""
+    reached: Array | Halfway = state.x if inside is None else inside.halfway
+    is_whole = False
+    while not is_whole:
+        begin = time.perf_counter()
+        if driver.advance is None or (pause is None and inside is None):
+            reached = Halfway(*driver.inner_loop(state.x, snapshot, state.epoch, lr))
+            is_whole = True
+        else:
+            reached = driver.advance(reached, snapshot, state.epoch, lr, pause or _never)
+            is_whole = len(reached.trace.worker) == driver.inner_steps
+        jax.block_until_ready(reached.x)
+        yield reached, is_whole, time.perf_counter() - begin
 
-    Args:
-      what: the quantity, x or the loss.
-      epoch: epochs done.
-      lr: the step of the last one.
 
-    Returns:
-      A DivergedError with a sentence that suggests the cause.
-
-    >>> print(diverged("the training loss", 3, 10.0))
-    the training loss is not a finite number after epoch 3 with step 10; ...
-    """
-    return DivergedError(
-        f"{what} is not a finite number after epoch {epoch} with step {lr:g}; the step (--lr) is "
-        "probably too large for this problem, or the data hold numbers that are not finite."
-    )
+def _never() -> bool:
+    return False

@@ -155,6 +155,24 @@ class Trace(NamedTuple):
     times: Times | None = None
 
 
+class Halfway(NamedTuple):
+    """An inner loop that paused: nothing is in the making, and it can go on from here.
+
+    Attributes:
+      x: x_t, float [d].
+      trace: of the t updates that have landed.
+      memory: arrays that the driver needs besides; `()` if it needs none.
+    """
+
+    x: Array
+    trace: Trace
+    memory: tuple[Array, ...] = ()
+
+
+# Whether an inner loop shall pause; asked often, by any of its threads.
+Pause = Callable[[], bool]
+
+
 class Driver(NamedTuple):
     """Something that owns x during an epoch: the simulator, the threads, an MPI server.
 
@@ -164,6 +182,9 @@ class Driver(NamedTuple):
       warm_up: x [d] -> None; compiles and loads whatever an epoch needs, outside of the clock.
       inner_steps: m, the updates of an epoch, those of all workers together.
       grad_evals: component gradients that an epoch computes, as the theory counts them.
+      advance: (x [d] or a Halfway, snapshot, epoch s, lr, pause) -> Halfway, the inner loop from
+        where it is until `pause` returns True or its trace has m updates; None for a driver that
+        cannot pause.
     """
 
     prepare: Callable[[Array], Snapshot]
@@ -171,6 +192,21 @@ class Driver(NamedTuple):
     warm_up: Callable[[Array], None]
     inner_steps: int
     grad_evals: int
+    advance: Callable[[Array | Halfway, Snapshot, int, float, Pause], Halfway] | None = None
+
+
+class Inside(NamedTuple):
+    """Where a run is inside of the epoch that follows its last whole one.
+
+    Attributes:
+      halfway: of the inner loop.
+      full_grad: grad f(x_tilde), float [d], where x_tilde is the x of the last epoch; `()` for SGD.
+      seconds: of this epoch so far.
+    """
+
+    halfway: Halfway
+    full_grad: Array
+    seconds: float
 
 
 class EpochResult(NamedTuple):
@@ -183,6 +219,8 @@ class EpochResult(NamedTuple):
       updates: updates applied to x.
       grad_evals: component gradients computed (calls of an incremental first-order oracle).
       trace: the Trace of this epoch; None before the first one.
+      inside: what has been done of the next epoch; None between two epochs. All other fields are
+        without it.
     """
 
     epoch: int
@@ -191,3 +229,4 @@ class EpochResult(NamedTuple):
     updates: int
     grad_evals: int
     trace: Trace | None
+    inside: Inside | None = None

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import signal
-import sys
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from asvrg import checkpoints
+from asvrg.checkpoints import Content
 from asvrg.errors import InputError
 from asvrg.types import EpochResult
 
 FOLDER = "checkpoint"
-KEPT = 2
-VERSION = 2  # of the format
 # Flags that may differ from those of the run that a checkpoint goes on with.
-FREE_FLAGS = frozenset({"checkpoint_seconds", "data_dir", "num_epochs", "out_dir", "record"})
+FREE_FLAGS = frozenset(
+    {"checkpoint_seconds", "data_dir", "num_epochs", "out_dir", "record", "resume"}
+)
 
 
 class Progress(NamedTuple):
-    """A run between two epochs: all that it takes to go on, and what it has recorded.
+    """A run between two epochs or inside of one: all that it takes to go on, and its records.
 
     Attributes:
       state: after the last epoch; a restored one has no trace.
       rows: of metrics.csv.
-      delay_counts: int64 [K, T], the updates of worker k with delay tau.
+      delay_counts: int64 [K, T], the updates of worker k with delay tau, of whole epochs.
       config: of the run, what config.json holds.
     """
 
@@ -42,7 +39,7 @@ class Progress(NamedTuple):
 
 def exist_in(folder: Path) -> bool:
     """Whether a run's folder holds a checkpoint, damaged ones included."""
-    return bool(_steps(folder))
+    return checkpoints.exist_in(folder / FOLDER)
 
 
 def save(folder: Path, progress: Progress) -> None:
@@ -55,12 +52,13 @@ def save(folder: Path, progress: Progress) -> None:
     Raises:
       OSError: it cannot be written; the checkpoints before are as they were.
     """
-    with _ctrl_c_waits():
-        from experiments import orbax_files
-
-        # Not the epoch: updates also tell two states inside of an epoch apart.
-        step = progress.state.updates
-        orbax_files.save(folder / FOLDER, step, _encode(progress), keep=KEPT)
+    content = checkpoints.of_state(progress.state)
+    rows = [list(row) for row in progress.rows]
+    content = Content(
+        content.record | {"config": progress.config, "rows": rows},
+        content.arrays | {"delay_counts": progress.delay_counts},
+    )
+    checkpoints.save(folder / FOLDER, checkpoints.step_of(progress.state), content)
 
 
 def load(folder: Path) -> Progress | None:
@@ -75,22 +73,15 @@ def load(folder: Path) -> Progress | None:
     Raises:
       InputError: all checkpoints are damaged, or of another version of the format.
     """
-    steps = _steps(folder)
-    if not steps:
-        return None
-    from experiments import orbax_files
+    return checkpoints.load(folder / FOLDER, "--out_dir must name a folder", _decode)
 
-    for step in reversed(steps):
-        try:
-            return _decode(orbax_files.load(folder / FOLDER, step))
-        except InputError:
-            raise
-        except Exception as error:  # noqa: BLE001 - orbax, zipfile, numpy and json have many
-            path = folder / FOLDER / str(step)
-            print(f"The checkpoint {path} is damaged: {error}.", file=sys.stderr)
-    raise InputError(
-        f"--out_dir={folder} holds a run whose checkpoints are all damaged; name another folder to "
-        "start anew."
+
+def _decode(content: Content) -> Progress:
+    return Progress(
+        state=checkpoints.to_state(content),
+        rows=[tuple(row) for row in content.record["rows"]],
+        delay_counts=content.arrays["delay_counts"],
+        config=content.record["config"],
     )
 
 
@@ -113,66 +104,6 @@ def check_same_run(folder: Path, saved: dict[str, Any], config: dict[str, Any]) 
                 f"--out_dir={folder} holds a run with {_listed(names, before)}, which goes on with "
                 f"the same flags only, got {_listed(names, now)}."
             )
-
-
-def _steps(folder: Path) -> list[int]:
-    """The checkpoints by the updates that their run had applied, rising."""
-    if not (folder / FOLDER).is_dir():
-        return []
-    from experiments import orbax_files
-
-    return orbax_files.steps(folder / FOLDER)
-
-
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Has SIGINT take effect after the block: no import and no file is left half-way."""
-    received = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if received:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _encode(progress: Progress) -> bytes:
-    state = progress.state
-    record = {
-        "version": VERSION,
-        "config": progress.config,
-        "state": state._replace(x=None, trace=None)._asdict(),
-        "rows": [list(row) for row in progress.rows],
-    }
-    arrays: dict[str, Any] = {
-        "record": np.frombuffer(json.dumps(record).encode(), np.uint8),
-        "x": np.asarray(state.x),
-        "delay_counts": progress.delay_counts,
-    }
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
-def _decode(content: bytes) -> Progress:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"wrong checksum of {damaged}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        record = json.loads(arrays["record"].tobytes())
-        if record["version"] != VERSION:
-            raise InputError(
-                f"--out_dir must hold checkpoints of version {VERSION}, got {record['version']}: "
-                "go on with the release of this program that wrote them."
-            )
-        return Progress(
-            state=EpochResult(**record["state"])._replace(x=arrays["x"]),
-            rows=[tuple(row) for row in record["rows"]],
-            delay_counts=arrays["delay_counts"],
-            config=record["config"],
-        )
 
 
 def _flags(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import FrameType
 from typing import NoReturn
 
@@ -20,6 +22,7 @@ from experiments import compilations
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a process to end
 
 # Where Open MPI's and MPICH's mpiexec leave a process's rank; srun sets its own without MPI too.
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -38,7 +41,8 @@ def run(
       argv: the command line, program name first; None for the process's own.
 
     Returns:
-      The exit code: 0, 1 (the run failed), 2 (bad input) or 130 (interrupted).
+      The exit code: 0, 1 (the run failed), 2 (bad input), or 128 and the number of the signal that
+      stopped it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
     """
     argv = sys.argv if argv is None else argv
     values = flags.FlagValues()
@@ -47,7 +51,17 @@ def run(
     )
     define_flags(values)
     values.mark_as_parsed()
-    before = signal.signal(signal.SIGINT, _Interrupt())
+    try:
+        with _handling_signals():
+            return _run(main, values, argv)
+    except KeyboardInterrupt as error:
+        if isinstance(error, Stopped):
+            return _report(f"{error}.", 128 + error.number)
+        return _report("interrupted.", INTERRUPTED)
+
+
+def _run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues, argv: list[str]) -> int:
+    """The exit code of a binary; of errors it prints their sentence."""
     try:
         rest = values(argv, known_only=False)[1:]
         if values.help:
@@ -64,37 +78,108 @@ def run(
         return _report(error, BAD_INPUT)
     except UnicodeDecodeError:
         return _report("--flagfile must name a text file with a flag on each line.", BAD_INPUT)
-    except (DivergedError, DriverError, OSError) as error:
+    except (DivergedError, DriverError) as error:
         return _report(error, FAILED)
+    except OSError as error:
+        return _report(sentence(error), FAILED)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _report("the network or the data set is too large for this machine.", FAILED)
-    except KeyboardInterrupt:
-        return _report("interrupted.", INTERRUPTED)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
-class _Interrupt:
-    """What happens on SIGINT: KeyboardInterrupt, and a note that it was raised."""
+def sentence(error: OSError) -> str:
+    """What the system refused, as a sentence that names the file.
+
+    >>> sentence(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.csv"))
+    'runs/a/metrics.csv: no space left on device; make room, then the same command goes on.'
+    """
+    if error.strerror is None:
+        return f"{error}"
+    where = "a file" if error.filename is None else error.filename
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason += "; make room, then the same command goes on"
+    return f"{where}: {reason}."
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the process to end.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Stop:
+    """What signals do that ask the process to end: at once, or where the run can go on later.
+
+    Attributes:
+      received: the first such signal, 0 if there was none.
+      waits: whether the first one shall wait for `heed`; the second one never does.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = 0
+        self.waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        raise KeyboardInterrupt
+        """Handles a signal."""
+        is_first, self.received = not self.received, self.received or number
+        if not (self.waits and is_first):
+            raise Stopped(number)
+        # Not print, in whose midst the signal may have come.
+        os.write(2, b"\nstopping where the run can go on later; once more to stop at once\n")
+
+    def heed(self) -> None:
+        """Raises Stopped if a signal came.
+
+        Also where its exception did not get through: Python prints and ignores what is raised in a
+        callback of its garbage collector, and jax has some.
+        """
+        if self.received:
+            raise Stopped(self.received)
 
 
 def raise_if_interrupted() -> None:
-    """Raises KeyboardInterrupt if SIGINT came but its exception did not get through.
+    """Raises KeyboardInterrupt if a signal came but its exception did not get through."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, Stop):
+        handler.heed()
 
-    Python prints and ignores what is raised in a callback of its garbage collector; jax has some.
+
+@contextlib.contextmanager
+def stopping_where_it_can_go_on() -> Iterator[Stop]:
+    """Has the first signal wait until the block calls `heed`; a second one ends it at once.
+
+    Yields:
+      The Stop.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, _Interrupt) and handler.received:
-        raise KeyboardInterrupt
+    stop = handler if isinstance(handler, Stop) else Stop()
+    stop.waits = True
+    try:
+        yield stop
+        stop.heed()
+    finally:
+        stop.waits = False
+
+
+@contextlib.contextmanager
+def _handling_signals() -> Iterator[None]:
+    stop = Stop()
+    # A program that was started by nohup shall outlive its terminal.
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in {signal.SIGINT, *numbers}}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start(
@@ -123,7 +208,7 @@ def _leave(code: int) -> NoReturn:
     Args:
       code: the exit code.
     """
-    if code == INTERRUPTED:
+    if code > 128:
         # An orderly exit after an interrupted compilation crashes in XLA (jaxlib 0.10.2).
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
-import fcntl
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from absl import flags
 
 from asvrg import delays
-from asvrg.errors import InputError
+from asvrg.errors import InputError, check_real
 from asvrg.types import Data, EpochResult
 from experiments import checkpoints, delay_counts, files
 from experiments.methods import Phase
@@ -84,11 +85,19 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("tensorboard", False, "Write TensorBoard events too.", flag_values=values)
-    flags.DEFINE_integer(
+    flags.DEFINE_float(
         "checkpoint_seconds",
-        10,
-        "Seconds between two checkpoints, which are written between epochs; 0: after every epoch.",
-        lower_bound=0,
+        10.0,
+        "Seconds between two checkpoints, inside of epochs too; 0: after every epoch, and nowhere "
+        "else.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "resume",
+        None,
+        "Go on with the run in --out_dir, or without that with the newest of its kind under runs/, "
+        "and refuse to start a new one; with --noresume refuse to go on. Default: go on with the "
+        "run in --out_dir if there is one, else start it.",
         flag_values=values,
     )
 
@@ -138,15 +147,46 @@ def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -
       A Recorder, not begun.
 
     Raises:
-      InputError: the folder cannot be used, or its checkpoints are damaged or another run's.
+      InputError: the folder cannot be used, its checkpoints are damaged or another run's, or
+        --resume or --noresume does not fit.
     """
+    check_real("--checkpoint_seconds", values.checkpoint_seconds)
     return Recorder(
-        claim_folder(values.out_dir, name),
+        claim_folder(_folder_to_resume(values, name), name),
         {"program": name.partition("-")[0], **config},
         record=values.record,
         tensorboard=values.tensorboard,
         checkpoint_seconds=values.checkpoint_seconds,
     )
+
+
+def _folder_to_resume(values: flags.FlagValues, name: str) -> str | None:
+    """--out_dir, or the folder that --resume finds, after what --resume and --noresume ask for."""
+    if values.resume and values.out_dir is None:
+        runs = [
+            path for path in sorted(Path("runs").glob(f"{name}-*")) if checkpoints.exist_in(path)
+        ]
+        if not runs:
+            raise InputError(
+                f"--resume must find a run to go on with, got none in runs/{name}-*; name its "
+                "folder with --out_dir."
+            )
+        # The ends of their names are dates, and so is the order in which they sort.
+        return str(runs[-1])
+    if values.resume is not None and values.out_dir:
+        there = checkpoints.exist_in(Path(values.out_dir))
+        if values.resume and not there:
+            raise InputError(
+                f"--resume must find a run to go on with, got --out_dir={values.out_dir}, which "
+                "holds no checkpoint."
+            )
+        if there and not values.resume:
+            raise InputError(
+                f"--noresume must be given a folder without a run, got --out_dir={values.out_dir}, "
+                "which holds a checkpoint."
+            )
+    out_dir: str | None = values.out_dir
+    return out_dir
 
 
 class Recorder:
@@ -178,10 +218,12 @@ class Recorder:
         self._tensorboard = tensorboard
         self._checkpoint_seconds = checkpoint_seconds
         self._events: Any = None
-        self._metrics: IO[str] | None = None
+        self._metrics: files.Lines | None = None
+        self._open = contextlib.ExitStack()
         self._reached: _Reached | None = None
+        self._num_epochs: int | None = None  # in the end
         self._saved: EpochResult | None = None  # the state in the newest checkpoint
-        self._saved_at = 0.0
+        self._saved_at = time.monotonic()
         if checkpoints.exist_in(folder):
             self._restore()
 
@@ -194,19 +236,17 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if self._metrics is not None:
-                if error is not None:
-                    self._write_missing_lines(self._metrics)
-                if self.delay_counts.size:
-                    self._write_delays()
+        with self._open:
+            # What stopped the run is told, not that the disk is full now too.
+            with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
+                if self._metrics is not None:
+                    # An interrupt may have come between an epoch's being recorded and its line.
+                    self._open_metrics(len(self.rows) if error is None else self._num_recorded())
+                    if self.delay_counts.size:
+                        self._write_delays()
             if error is None:
                 # The last thing: a run whose checkpoint is that of its end has all its files.
-                self.checkpoint(now=True)
-        finally:
-            for file in (self._events, self._metrics):
-                if file is not None:
-                    file.close()
+                self._save_reached()
 
     def begin(self, num_epochs: int, train: Data = ()) -> EpochResult | None:
         """Writes config.json, and a metrics.csv with the rows up to the checkpoint.
@@ -219,23 +259,26 @@ class Recorder:
           The state to go on from; None for a new run.
 
         Raises:
-          InputError: all epochs are done, another process is at it, or a run that shall be recorded
-            has no record of its epochs so far.
+          InputError: more epochs are done already, another process is at it, or a run that shall be
+            recorded has no record of its epochs so far.
         """
+        if self._saved is not None and self._saved.epoch > num_epochs:
+            raise InputError(
+                f"--num_epochs must be at least {self._saved.epoch}, the epochs that the run in "
+                f"--out_dir={self.folder} has done already, got {num_epochs}."
+            )
+        self._num_epochs = num_epochs
         if self._record:
             self._traces = TraceWriter(self.folder, self._config, train, num_workers(self._config))
+        if self._saved is not None and self._traces is not None:
+            self._traces.check(self._saved)
+        self._open.enter_context(files.held(self.folder))
+        files.remove_parts(self.folder)
         if self._saved is None:
             write_config(self.folder, self._config)
             self._open_events(0)
             return None
-        if self._saved.epoch >= num_epochs:
-            raise InputError(
-                f"the run in --out_dir={self.folder} is finished: it has done {self._saved.epoch} "
-                f"epochs, and --num_epochs must be more to go on with it, got {num_epochs}."
-            )
-        if self._traces is not None:
-            self._traces.check(self._saved)
-        self._open_metrics("a")
+        self._open_metrics(len(self.rows))
         spill.rewind(self.folder, self._saved)
         if self._traces is not None:
             self._traces.resume(self._saved)
@@ -267,13 +310,29 @@ class Recorder:
         if self._metrics is None:
             # The checkpoint first: without one, a folder with results is another run's.
             self.checkpoint(now=True)
-            self._open_metrics("x")
+            self._open_metrics(len(self.rows))
         else:
-            self._write_line(line)
+            self._metrics.add(_csv([_cells(line)]))
         if self._events is not None:
             for name, value in zip(Row._fields[1:], line[1:], strict=True):
                 self._events.add_scalar(name, value, line.epoch)
         return line
+
+    def keep(self, state: EpochResult) -> None:
+        """Takes the state inside of an epoch that follows the last recorded one for `checkpoint`.
+
+        Args:
+          state: with that epoch's `inside`.
+        """
+        assert self._reached is not None or self._saved is not None
+        if self._reached is None:
+            self._reached = _Reached(state, len(self.rows), self.delay_counts)
+        self._reached = self._reached._replace(state=state)
+
+    def is_due(self) -> bool:
+        """Whether an epoch shall pause for a checkpoint."""
+        age = time.monotonic() - self._saved_at
+        return 0 < self._checkpoint_seconds <= age
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Writes a checkpoint of the last recorded state, if the one before is old enough.
@@ -284,9 +343,14 @@ class Recorder:
         Raises:
           OSError: it cannot be written.
         """
+        if self._reached is not None and self._reached.state.epoch == self._num_epochs:
+            return  # That of the end is for `__exit__`.
+        if now or self._checkpoint_seconds == 0 or self.is_due():
+            self._save_reached()
+
+    def _save_reached(self) -> None:
         reached = self._reached
-        due = now or time.monotonic() - self._saved_at >= self._checkpoint_seconds
-        if due and reached is not None and reached.state is not self._saved:
+        if reached is not None and reached.state is not self._saved:
             progress = checkpoints.Progress(
                 reached.state,
                 self.rows[: reached.num_rows],
@@ -297,9 +361,9 @@ class Recorder:
             self._saved, self._saved_at = reached.state, time.monotonic()
 
     @property
-    def saved_epoch(self) -> int | None:
-        """The epochs done in the newest checkpoint; None without one."""
-        return None if self._saved is None else self._saved.epoch
+    def saved(self) -> EpochResult | None:
+        """The state in the newest checkpoint; None without one."""
+        return self._saved
 
     def _restore(self) -> None:
         progress = checkpoints.load(self.folder)
@@ -308,12 +372,29 @@ class Recorder:
         checkpoints.check_same_run(self.folder, progress.config, self._config)
         self.rows = [Row._make(values) for values in progress.rows]
         self.delay_counts = progress.delay_counts
-        self._saved, self._saved_at = progress.state, time.monotonic()
+        self._saved = self._with_same_workers(progress)
         resumed = {"epoch": progress.state.epoch, "started": self._config["started"]}
         self._config = self._config | {
             "started": progress.config["started"],
             "resumed": [*progress.config.get("resumed", []), resumed],
         }
+
+    def _with_same_workers(self, progress: checkpoints.Progress) -> EpochResult:
+        """The state of a checkpoint; between epochs if the workers are others now."""
+        state, inside = progress.state, progress.state.inside
+        if inside is None:
+            return state
+        before, now = num_workers(progress.config), num_workers(self._config)
+        if before == now and not np.any(inside.halfway.trace.worker >= (now or np.inf)):
+            return state
+        print(
+            f"epoch {state.epoch + 1} begins anew, as its workers are others than before",
+            file=sys.stderr,
+        )
+        return state._replace(inside=None)
+
+    def _num_recorded(self) -> int:
+        return len(self.rows) if self._reached is None else self._reached.num_rows
 
     def _open_events(self, first_epoch: int) -> None:
         if self._tensorboard:
@@ -322,38 +403,15 @@ class Recorder:
             self._events = SummaryWriter(
                 str(self.folder / "tensorboard"), purge_step=first_epoch or None
             )
+            self._open.callback(self._events.close)
 
-    def _open_metrics(self, mode: str) -> None:
-        """Makes metrics.csv that of the rows so far, unless another process holds it."""
-        metrics = open(self.folder / METRICS, mode, newline="", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            metrics.close()
-            raise InputError(
-                f"--out_dir must be a folder that no other process writes to, got {self.folder}."
-            ) from error
-        except OSError:
-            pass  # A file system without locks.
-        self._metrics = metrics
-        metrics.truncate(0)
-        for line in [Row._fields, *self.rows]:
-            self._write_line(line)
-
-    def _write_missing_lines(self, metrics: IO[str]) -> None:
-        """Writes the line of an epoch that is recorded, if an interrupt came between the two."""
-        metrics.flush()
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").count("\n")
-        recorded = 0 if self._reached is None else self._reached.num_rows
-        for line in self.rows[max(lines - 1, 0) : recorded]:
-            self._write_line(line)
-
-    def _write_line(self, values: Any) -> None:
-        # Nine digits give a float32 back exactly.
-        cells = [f"{value:.9g}" if isinstance(value, float) else value for value in values]
-        assert self._metrics is not None
-        self._metrics.write(_csv([cells]))
-        self._metrics.flush()
+    def _open_metrics(self, num_rows: int) -> None:
+        """Makes metrics.csv that of the first rows, to which others are added."""
+        if self._metrics is not None:
+            self._metrics.close()
+        text = _csv([Row._fields, *map(_cells, self.rows[:num_rows])])
+        self._metrics = files.Lines(self.folder / METRICS, text)
+        self._open.callback(self._metrics.close)
 
     def _write_delays(self) -> None:
         text = _csv([("worker", "delay", "updates"), *delay_counts.lines(self.delay_counts)])
@@ -378,6 +436,11 @@ def num_workers(config: dict[str, Any]) -> int | None:
     """K of a run, from its config; None if that does not say."""
     of_job: int | None = config.get("job", {}).get("num_workers")
     return of_job or config["resolved"].get("num_threads")
+
+
+def _cells(row: Row) -> list[Any]:
+    # Nine digits give a float32 back exactly.
+    return [f"{value:.9g}" if isinstance(value, float) else value for value in row]
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

@@ -12,14 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from asvrg import training
-from asvrg.errors import DivergedError, InputError
+from asvrg.errors import DivergedError, InputError, diverged
 from asvrg.types import Driver, EpochResult
 from experiments import delay_counts, figures, launch, problem, recording
 from experiments.methods import Phase
 from experiments.problem import Problem
-from experiments.recording import Recorder
+from experiments.recording import Recorder, Row
 
 WORKERS_SHOWN = 8  # lines of the summary
+EXPLODED = 1e4  # times the loss before training: no step that has gone there has come back
 
 
 def train(
@@ -32,7 +33,7 @@ def train(
 ) -> EpochResult:
     """Trains phase by phase, from the recorder's checkpoint on if it has one.
 
-    Records every epoch; draws and summarises whatever was reached.
+    Records every epoch; draws and summarises whatever was reached. A finished run is left as it is.
 
     Args:
       problem_: what is minimised.
@@ -45,53 +46,114 @@ def train(
       The state after the last epoch.
 
     Raises:
-      InputError: the recorder's run has all these epochs already.
-      DivergedError: the loss or x has an entry that is no finite number.
+      InputError: the recorder's run has more epochs already, or another process is at it.
+      DivergedError: the loss, x or an update has an entry that is no finite number, or the loss is
+        10,000 times that before training.
       DriverError: a worker of the driver failed.
-      KeyboardInterrupt: the user interrupted the run.
+      OSError: a result cannot be written.
+      KeyboardInterrupt: a signal stopped the run.
     """
     num_epochs = phases[-1].num_epochs
-    reached = recorder.begin(num_epochs, problem_.train)
-    if reached is None:
-        reached = training.start(problem_.x0)
-        recorder.add(reached, problem.evaluate(problem_, reached.x))
-    else:
-        print(f"goes on after epoch {reached.epoch} of {num_epochs}", file=sys.stderr)
-    try:
-        with tqdm(
-            total=num_epochs,
-            initial=reached.epoch,
-            unit="epoch",
+    if recorder.saved is not None and recorder.saved.epoch == num_epochs:
+        print(
+            f"the run is finished: it has done {num_epochs} epochs, and a larger --num_epochs "
+            "extends it",
             file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 5.0,
-        ) as bar:
-            for phase in phases:
-                if phase.num_epochs <= reached.epoch:
-                    continue
-                driver = make_driver(phase)
-                schedule = phase.schedule
-                results = training.run(
-                    driver, reached, schedule=schedule, num_epochs=phase.num_epochs
-                )
-                for reached in results:
-                    launch.raise_if_interrupted()
-                    row = recorder.add(reached, problem.evaluate(problem_, reached.x), phase)
-                    if not math.isfinite(row.train_loss):
-                        lr = schedule(reached.epoch - 1)
-                        raise training.diverged("the training loss", reached.epoch, lr)
-                    recorder.checkpoint()
-                    bar.set_postfix(loss=f"{row.train_loss:.4f}", refresh=False)
-                    bar.update()
+        )
+        print(summary(recorder, num_epochs))
+        return recorder.saved
+    try:
+        with launch.stopping_where_it_can_go_on() as stop:
+            reached = recorder.begin(num_epochs, problem_.train)
+            if reached is None:
+                reached = training.start(problem_.x0)
+                recorder.add(reached, problem.evaluate(problem_, reached.x))
+            else:
+                print(f"goes on {_place(reached, num_epochs)}", file=sys.stderr)
+            reached = _epochs(problem_, phases, make_driver, recorder, reached, stop)
     except (DivergedError, InputError):
         raise  # It would happen again.
     except BaseException:
-        _keep(recorder)
+        _keep(recorder, num_epochs)
         raise
     finally:
-        figure = recorder.folder / recording.CURVES
-        figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
-        print(summary(recorder, num_epochs))
+        if recorder.rows:
+            figure = recorder.folder / recording.CURVES
+            with contextlib.nullcontext() if sys.exception() is None else _told():
+                figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
+            print(summary(recorder, num_epochs))
     return reached
+
+
+def _epochs(
+    problem_: Problem,
+    phases: Sequence[Phase],
+    make_driver: Callable[[Phase], Driver],
+    recorder: Recorder,
+    reached: EpochResult,
+    stop: launch.Stop,
+) -> EpochResult:
+    """The epochs from a state on, each recorded; a pause for every checkpoint that is due."""
+    num_epochs, first_loss = phases[-1].num_epochs, recorder.rows[0].train_loss
+
+    def pause() -> bool:
+        return stop.received != 0 or recorder.is_due()
+
+    with tqdm(
+        total=num_epochs,
+        initial=reached.epoch,
+        unit="epoch",
+        file=sys.stderr,
+        mininterval=0.2 if sys.stderr.isatty() else 5.0,
+    ) as bar:
+        for phase in phases:
+            if phase.num_epochs <= reached.epoch:
+                continue
+            stop.heed()
+            results = training.run(
+                make_driver(phase),
+                reached,
+                schedule=phase.schedule,
+                num_epochs=phase.num_epochs,
+                pause=pause,
+            )
+            for reached in results:
+                if reached.inside is not None:
+                    recorder.keep(reached)
+                else:
+                    row = recorder.add(reached, problem.evaluate(problem_, reached.x), phase)
+                    _check_loss(row, first_loss, phase.schedule(reached.epoch - 1))
+                    bar.set_postfix(loss=f"{row.train_loss:.4f}", refresh=False)
+                    bar.update()
+                stop.heed()
+                recorder.checkpoint()
+    return reached
+
+
+def _check_loss(row: Row, first_loss: float, lr: float) -> None:
+    if not math.isfinite(row.train_loss):
+        raise diverged("the training loss", row.epoch, lr)
+    if row.train_loss > EXPLODED * max(first_loss, 1.0):
+        raise DivergedError(
+            f"the training loss has grown from {first_loss:.3g} to {row.train_loss:.3g} by epoch "
+            f"{row.epoch} with step {lr:g}; the step (--lr) is too large for this problem."
+        )
+
+
+def _place(state: EpochResult, num_epochs: int) -> str:
+    if state.inside is None:
+        return f"after epoch {state.epoch} of {num_epochs}"
+    updates = len(state.inside.halfway.trace.worker)
+    return f"after {updates} updates of epoch {state.epoch + 1} of {num_epochs}"
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Prints what the system refuses instead of raising it, where another error is on its way."""
+    try:
+        yield
+    except OSError as error:
+        print(launch.sentence(error), file=sys.stderr)
 
 
 def summary(recorder: Recorder, num_epochs: int) -> str:
@@ -146,12 +208,13 @@ def _distribution(counts: np.ndarray) -> str:
     return f"mean {tau.mean:.1f}, median {tau.median}, 95 % {tau.percentile_95}, max {tau.largest}"
 
 
-def _keep(recorder: Recorder) -> None:
+def _keep(recorder: Recorder, num_epochs: int) -> None:
     """Checkpoints a run that something stopped, and says how to go on with it."""
-    with contextlib.suppress(OSError):  # What stopped the run is told; an older one serves as well.
+    with _told():  # What stopped the run is told; an older checkpoint serves as well.
         recorder.checkpoint(now=True)
-    folder = shlex.quote(str(recorder.folder))
-    print(
-        f"The same command with --out_dir={folder} goes on after epoch {recorder.saved_epoch}.",
-        file=sys.stderr,
-    )
+    if recorder.saved is not None:
+        print(
+            f"The same command with --out_dir={shlex.quote(str(recorder.folder))} goes on "
+            f"{_place(recorder.saved, num_epochs)}.",
+            file=sys.stderr,
+        )

@@ -65,7 +65,8 @@ def main(values: flags.FlagValues) -> int:
     if job.is_server:
         _serve(job, values, phases, shard_sizes)
         return 0
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it ends
+    for number in launch.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the server says when it ends
     with mpi.reporting(job):
         problem_ = problem.from_flags(values)
         mpi.work(

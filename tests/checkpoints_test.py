@@ -7,14 +7,18 @@ import os
 import resource
 import signal
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import asvrg.checkpoints
 from asvrg import training
+from asvrg.checkpoints import orbax_files
 from asvrg.errors import InputError
-from experiments import checkpoints, orbax_files
+from asvrg.types import Halfway, Inside, Times, Trace
+from experiments import checkpoints
 from experiments.checkpoints import Progress
 
 CONFIG = {"flags": {"lr": 0.2, "hidden": ["10"], "num_epochs": 3}, "resolved": {"dim": 5}}
@@ -54,6 +58,31 @@ def test_everything_comes_back_exactly(tmp_path, dtype):
     assert loaded.config == saved.config
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_state_inside_of_an_epoch_comes_back_exactly(tmp_path, whole):
+    rng = np.random.default_rng(3)
+    trace = Trace(
+        np.array([0, 1, 0], np.int32),
+        np.array([[0, 0], [0, 1], [2, 1]], np.int32),
+        sees_own=True,
+        scale=rng.random(3) if whole else None,
+        times=Times(*rng.random((3, 3))) if whole else None,
+    )
+    memory = (np.int32(7), rng.random((2, 3)).astype("float32")) if whole else ()
+    inside = Inside(Halfway(rng.random(500), trace, memory), rng.random(500) if whole else (), 0.1)
+    saved = progress(2)
+    saved = saved._replace(state=saved.state._replace(inside=inside))
+    checkpoints.save(tmp_path, saved)
+    found = checkpoints.load(tmp_path).state.inside
+    np.testing.assert_equal(found, inside)
+    dtypes = [[each.dtype for each in one.halfway.memory] for one in (found, inside)]
+    assert dtypes[0] == dtypes[1]
+    # It is kept beside that of the epoch before.
+    assert asvrg.checkpoints.step_of(saved.state) == 23
+    checkpoints.save(tmp_path, progress(2)._replace(state=saved.state._replace(inside=None)))
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["20"]
+
+
 def test_the_last_two_stay(tmp_path):
     assert checkpoints.load(tmp_path) is None
     assert not checkpoints.exist_in(tmp_path)
@@ -91,14 +120,6 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, capfd, damage):
     assert "damaged" not in capfd.readouterr().err
 
 
-def test_damage_to_what_orbax_notes_beside_does_no_harm(tmp_path):
-    checkpoints.save(tmp_path, progress(2))
-    for path in files_of(tmp_path, 20):
-        if path.name != orbax_files.FILE:
-            truncate(path)
-    assert checkpoints.load(tmp_path).state.epoch == 2
-
-
 def test_if_all_are_damaged_nothing_is_taken_for_a_new_run(tmp_path):
     for epoch in (1, 2):
         checkpoints.save(tmp_path, progress(epoch))
@@ -106,17 +127,6 @@ def test_if_all_are_damaged_nothing_is_taken_for_a_new_run(tmp_path):
     assert checkpoints.exist_in(tmp_path)
     with pytest.raises(InputError, match="whose checkpoints are all damaged; name another folder"):
         checkpoints.load(tmp_path)
-
-
-def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
-    checkpoints.save(tmp_path, progress(1))
-    half = tmp_path / "checkpoint" / "20.orbax-checkpoint-tmp"
-    half.mkdir()
-    (half / "default").touch()
-    assert checkpoints.load(tmp_path).state.epoch == 1
-    checkpoints.save(tmp_path, progress(2))
-    assert not half.exists()
-    assert checkpoints.load(tmp_path).state.epoch == 2
 
 
 def test_without_space_the_checkpoint_before_stays(tmp_path):
@@ -134,25 +144,42 @@ def test_without_space_the_checkpoint_before_stays(tmp_path):
     assert checkpoints.load(tmp_path).state.epoch == 2
 
 
-def test_ctrl_c_comes_after_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
-    save = orbax_files.save
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_comes_after_the_checkpoint_that_is_being_written(tmp_path, monkeypatch, number):
+    save, handled = orbax_files.save, []
 
     def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         time.sleep(0.1)
         save(*args, **kwargs)
+        assert not handled
 
-    monkeypatch.setattr(orbax_files, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(number, lambda number, frame: handled.append(number))
+    try:
+        monkeypatch.setattr(orbax_files, "save", interrupted)
         checkpoints.save(tmp_path, progress(1))
+    finally:
+        signal.signal(number, before)
+    assert handled == [number]
     assert checkpoints.load(tmp_path).state.epoch == 1
 
 
+def test_a_checkpoint_that_promises_more_than_it_holds_is_damaged(tmp_path, capfd):
+    for epoch in (1, 2):
+        checkpoints.save(tmp_path, progress(epoch))
+    with zipfile.ZipFile(content_of(tmp_path, 20), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", bytes(1 << 24))
+    assert checkpoints.load(tmp_path).state.epoch == 1
+    assert "is damaged: it promises more than it holds." in capfd.readouterr().err
+
+
 def test_another_version_of_the_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "VERSION", 99)
+    monkeypatch.setattr(asvrg.checkpoints, "VERSION", 99)
     checkpoints.save(tmp_path, progress(1))
     monkeypatch.undo()
-    with pytest.raises(InputError, match="must hold checkpoints of version 2, got 99"):
+    with pytest.raises(
+        InputError, match="--out_dir must name a folder with checkpoints of version 3, got 99"
+    ):
         checkpoints.load(tmp_path)
 
 
@@ -185,6 +212,7 @@ def test_flags_that_change_no_result_may_differ():
         "checkpoint_seconds": 0,
         "data_dir": "b",
         "record": True,
+        "resume": True,
     }
     restored = json.loads(json.dumps(CONFIG))
     checkpoints.check_same_run(Path("a"), restored, config(free | {"hidden": ["10"]}, {}))

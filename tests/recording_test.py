@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Trace
-from experiments import recording, traces
+from experiments import files, recording, traces
 from experiments.methods import Phase, Step
 from experiments.problem import Evaluation
 
@@ -180,7 +180,7 @@ def test_an_interrupt_before_the_line_of_a_recorded_epoch_does_not_lose_it(tmp_p
             recorder.begin(9)
             recorder.add(a_state(0), EVALUATION)
             recorder.add(a_state(1), EVALUATION)
-            monkeypatch.setattr(recording.Recorder, "_write_line", interrupted)
+            monkeypatch.setattr(files.Lines, "add", interrupted)
             try:
                 recorder.add(a_state(2), EVALUATION)
             finally:
@@ -200,12 +200,10 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
             recorder.add(a_state(epoch), EVALUATION)
     before = contents(tmp_path)
     with (
-        pytest.raises(
-            InputError, match="is finished: it has done 1 epochs, and --num_epochs must be more"
-        ),
+        pytest.raises(InputError, match="--num_epochs must be at least 1, the epochs that the run"),
         a_recorder(tmp_path) as again,
     ):
-        again.begin(1)
+        again.begin(0)
     assert before == contents(tmp_path)
     with a_recorder(tmp_path) as more:
         assert more.begin(2).epoch == 1
@@ -225,7 +223,7 @@ def test_the_records_of_an_epoch_that_ctrl_c_cut_short_are_not_in_the_checkpoint
         with pytest.raises(KeyboardInterrupt):
             recorder.add(a_state(1, TRACE), EVALUATION)
         recorder.checkpoint(now=True)
-        assert recorder.saved_epoch == 0
+        assert recorder.saved.epoch == 0
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path):

@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_in_the_phase_that_it_was_in(
     with pytest.raises(KeyboardInterrupt):
         train([*losses[: reached + 1], None])
     printed = capsys.readouterr()
-    assert f"The same command with --out_dir={tmp_path} goes on after epoch {reached}.\n" in (
+    assert f"The same command with --out_dir={tmp_path} goes on after epoch {reached} of 3.\n" in (
         printed.err
     )
     assert f"epochs             {reached} of 3" in printed.out
@@ -95,10 +95,15 @@ def test_an_interrupted_run_goes_on_in_the_phase_that_it_was_in(
     assert "mean 1.0, median 1, 95 % 2, max 2" in printed.out
 
 
-def test_a_finished_run_is_not_run_again_but_extended(train):
+def test_a_finished_run_is_not_run_again_but_extended(train, capsys):
     train([3.0, 2.0, 1.0, 0.5])
-    with pytest.raises(InputError, match="is finished: it has done 3 epochs"):
-        train([])
+    capsys.readouterr()
+    assert train([]) == []
+    printed = capsys.readouterr()
+    assert "the run is finished: it has done 3 epochs" in printed.err
+    assert "epochs             3 of 3" in printed.out
+    with pytest.raises(InputError, match="--num_epochs must be at least 3, the epochs that the"):
+        train([], num_epochs=2)
     train([0.25, 0.1], num_epochs=5)
     assert [row.train_loss for row in train.recorder.rows] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
 
@@ -122,4 +127,6 @@ def test_a_full_disk_does_not_hide_what_stopped_the_run(train, capsys, monkeypat
     monkeypatch.setattr(checkpoints, "save", save_once)
     with pytest.raises(KeyboardInterrupt):
         train([3.0, 2.0, None])
-    assert "goes on after epoch 0" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "goes on after epoch 0 of 3" in printed
+    assert "disk full" in printed

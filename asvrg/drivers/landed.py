@@ -19,12 +19,15 @@ class Landed:
     (3, [0, 0, 1])
     """
 
-    def __init__(self, num_updates: int, *, scaled: bool = False) -> None:
+    def __init__(
+        self, num_updates: int, *, scaled: bool = False, before: Trace | None = None
+    ) -> None:
         """Room for m updates, with a scale each if they are scaled; starts the clock.
 
         Args:
           num_updates: m.
           scaled: whether updates are multiplied by a scale as they land.
+          before: of those that have landed, where the epoch paused; the clock goes on from there.
         """
         self.number = 0
         self._worker = np.zeros(num_updates, np.int32)
@@ -32,6 +35,8 @@ class Landed:
         self._scale = np.zeros(num_updates) if scaled else None
         self._times = Times(*(np.zeros(num_updates) for _ in Times._fields))
         self._begin = time.perf_counter()
+        if before is not None:
+            self._take_over(before)
 
     @property
     def num_updates(self) -> int:
@@ -74,10 +79,29 @@ class Landed:
         self.number += number
 
     def trace(self, *, sees_own: bool, shards: tuple[Shard, ...] | None = None) -> Trace:
-        """The Trace, when all updates have landed.
+        """The Trace of what has landed.
 
         Args:
           sees_own: whether a worker sees its own updates before it reads x again.
           shards: of the streams.
         """
-        return Trace(self._worker, self._read_version, sees_own, shards, self._scale, self._times)
+        done = slice(self.number)
+        return Trace(
+            self._worker[done],
+            self._read_version[done],
+            sees_own,
+            shards,
+            None if self._scale is None else self._scale[done],
+            Times(*(each[done] for each in self._times)),
+        )
+
+    def _take_over(self, before: Trace) -> None:
+        done = slice(len(before.worker))
+        self.number = len(before.worker)
+        self._worker[done], self._read_version[done] = before.worker, before.read_version
+        if self._scale is not None:
+            self._scale[done] = before.scale
+        assert before.times is not None
+        for all_, earlier in zip(self._times, before.times, strict=True):
+            all_[done] = earlier
+        self._begin -= max(before.times.landed, default=0.0)

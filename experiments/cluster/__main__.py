@@ -13,8 +13,6 @@ import re
 import shlex
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 from absl import flags
 
@@ -86,10 +84,6 @@ def _wait(job: launcher.Job) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def run(argv: list[str]) -> int:
     """Parses the command line; see `launch.run`.
 
@@ -104,11 +98,7 @@ def run(argv: list[str]) -> int:
     def run_command(values: flags.FlagValues) -> int:
         return main(values, argv[end + 1 :])
 
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return launch.run(run_command, define_flags, argv[:end])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return launch.run(run_command, define_flags, argv[:end])
 
 
 if __name__ == "__main__":

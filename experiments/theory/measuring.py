@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asvrg import delays, estimators, objectives, theory, training
+from asvrg import delays, estimators, objectives, theory
 from asvrg.drivers import simulate, threads
-from asvrg.errors import InputError
+from asvrg.errors import InputError, diverged
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Trace
 from experiments import checkpoints, problem, recording
 from experiments.problem import Problem
 from experiments.theory import coverage, smooth_problems
 
+# What a file that no run has written can make of its reader.
+_FOREIGN = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
 MAX_POINTS = 3  # of an own run at which L is estimated
 
 
@@ -140,7 +142,7 @@ def own_run(
         )
         x, norms = after, np.asarray(norms, np.float64)
         if not np.all(np.isfinite(x)):
-            raise training.diverged("x", epoch + 1, lr)
+            raise diverged("x", epoch + 1, lr)
         rows.append(_row(epoch, norms, trace))
         if epoch + 1 in looked_at:
             points[f"x^{epoch + 1}"] = x
@@ -181,8 +183,23 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
       InputError: the folder is no such run's, or its data are missing.
     """
     config, lines = _read(folder)
+    problem_ = problem.from_recorded(config["flags"], data_dir)
+    try:
+        measured = _of_files(folder, problem_, config, lines)
+    except InputError:
+        raise
+    except _FOREIGN as error:
+        raise InputError(
+            "--run_dir must be a folder with the config.json and metrics.csv of train_shared or "
+            f"train_distributed, got {folder} ({type(error).__name__}: {error})."
+        ) from error
+    return problem_, measured, config["flags"]
+
+
+def _of_files(
+    folder: Path, problem_: Problem, config: dict[str, Any], lines: list[dict[str, str]]
+) -> Measured:
     stored, resolved = config["flags"], config["resolved"]
-    problem_ = problem.from_recorded(stored, data_dir)
     first = stored["pretrain_epochs"] if stored["method"] == "sgd_svrg" else 0
     steps, dim = resolved["steps"][-1], resolved["dim"]
     if len(lines) < first + 2:
@@ -209,7 +226,7 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
     uncovered = coverage.uncovered(stored, steps["decay"])
     if "driver" not in stored:
         uncovered.append("its workers draw from shards, and the theorems draw from all samples")
-    measured = Measured(
+    return Measured(
         f"recorded in {folder}",
         steps["lr"],
         resolved["batch_size"] if "batch_size" in resolved else stored["batch_size"],
@@ -220,7 +237,6 @@ def recorded_run(folder: Path, data_dir: str | None) -> tuple[Problem, Measured,
         points,
         uncovered,
     )
-    return problem_, measured, stored
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -231,7 +247,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         fits = {"grad_norm_sq", "max_delay", "train_loss"} <= lines[0].keys()
         fits = fits and {"dim", "num_train", "steps"} <= config["resolved"].keys()
         fits = fits and {"dataset", "method", "inner_steps"} <= config["flags"].keys()
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, csv.Error, RecursionError, *_FOREIGN) as error:
         raise InputError(
             "--run_dir must be a folder with the config.json and metrics.csv of train_shared or "
             f"train_distributed, got {folder} ({type(error).__name__}: {error})."

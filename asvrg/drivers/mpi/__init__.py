@@ -41,7 +41,7 @@ from asvrg.drivers.mpi.worker import Worker
 from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
-from asvrg.types import Array, Data, Driver, Snapshot, Trace
+from asvrg.types import Array, Data, Driver, Halfway, Pause, Snapshot, Trace
 
 if TYPE_CHECKING:
     from asvrg.drivers.mpi.exchange import Exchange
@@ -206,6 +206,7 @@ def driver(
       InputError: `inner_steps` or `max_delay` is out of its range; in the driver's functions, an x
         that is not the sampler's [d] or has another dtype than the server.
       RankError: in the driver's functions, a worker raised, or all have died.
+      DivergedError: in the inner loop, an update was not finite.
 
     Source: Huo and Huang (2016), Algorithm 2; the delay-adaptive steps as for
     `delays.adaptive_scale`.
@@ -236,8 +237,11 @@ def driver(
         full_grad = server.prepare(index, x_tilde, sums=sums)
         return Snapshot(x_tilde, full_grad) if sums else Snapshot()
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+    def advance(
+        reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
+    ) -> Halfway:
         del snapshot  # the workers have it
+        x, before = reached[:2] if isinstance(reached, Halfway) else (reached, None)
         buffer = own(x)
         loop = InnerLoop(
             server,
@@ -249,12 +253,18 @@ def driver(
             max_delay=max_delay,
             delay_adaptive=delay_adaptive,
             clock=serving.seconds,
+            before=before,
+            pause=pause,
         )
         server.abandon = loop.abandon
-        with np.errstate(over="ignore", invalid="ignore"):  # training.run says so, with the cause
+        with np.errstate(over="ignore", invalid="ignore"):  # an error says so, with the cause
             trace = loop.run()
         server.abandon = None
-        return buffer, trace
+        return Halfway(buffer, trace)
+
+    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+        whole = advance(x, snapshot, epoch, lr, None)
+        return whole.x, whole.trace
 
     def warm_up(x: Array) -> None:
         if collective is not None:
@@ -263,7 +273,7 @@ def driver(
         prepare(x)  # compiles the collectives, and has the first epoch find all in place
 
     evals = estimator.grad_evals(plan.sampler.num_samples, plan.sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
+    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
 
 
 def work(

@@ -12,7 +12,8 @@ from asvrg.delays import adaptive_scale
 from asvrg.drivers.landed import Landed
 from asvrg.drivers.mpi.protocol import GRANT, Message, Tag
 from asvrg.drivers.mpi.server import Server
-from asvrg.types import Shard, Trace
+from asvrg.errors import diverged
+from asvrg.types import Array, Pause, Shard, Trace
 
 
 class Work(NamedTuple):
@@ -50,8 +51,24 @@ class InnerLoop:
         max_delay: int | None,
         delay_adaptive: bool,
         clock: dict[str, float],
+        before: Trace | None,
+        pause: Pause | None,
     ) -> None:
-        """Nothing is sent yet; see `driver` for the arguments."""
+        """Nothing is sent yet; see `driver` for the arguments.
+
+        Args:
+          server: with its workers.
+          x: float [d], changed.
+          epoch: s.
+          lr: eta.
+          inner_steps: m.
+          overlap: whether a worker gets its next x before its v has landed.
+          max_delay: Delta; None for no limit.
+          delay_adaptive: whether late updates are scaled.
+          clock: seconds of the server by what it does, added to.
+          before: of the updates that have landed where the epoch paused, with as many workers.
+          pause: whether to end when all that is granted has landed; None for never.
+        """
         self._server = server
         self._x = x
         self._epoch = epoch
@@ -60,7 +77,12 @@ class InnerLoop:
         self._max_delay = max_delay
         self._clock = clock
         self._step = np.empty_like(x)
-        self._pool = inner_steps
+        self._landed = Landed(inner_steps, scaled=delay_adaptive, before=before)
+        self._begun = self._landed.number
+        self._pause = pause
+        self._pool = inner_steps - self._begun
+        self._held_back = 0  # iterations that are left for after the pause
+        self._not_finite: int | None = None  # the first such update
         self._granted = dict.fromkeys(server.books, 0)
         self._stream = dict.fromkeys(server.books, 0)  # of the newest grant
         self._out = {k: collections.deque[Work]() for k in server.books}
@@ -69,20 +91,26 @@ class InnerLoop:
         self._most_out = inner_steps if max_delay is None else max_delay + 1
         self._idle = collections.deque(server.books)  # who may be given another WORK
         self._arrived: list[Arrival] = []  # results that wait for older ones
-        self._landed = Landed(inner_steps, scaled=delay_adaptive)
         self._concurrency = self._depth * len(server.books) if delay_adaptive else None
         self._shards: dict[int, Shard] = {}
+        # How many of a stream's draws are granted; those of the dead were, but did not all land.
+        self._drawn = collections.Counter[int]()
+        if before is not None:
+            self._drawn.update(before.worker.tolist())
+            self._shards = dict(enumerate(before.shards or ()))
+            self._shards |= {server.stream(k): server.shard(k) for k in server.books}
 
     def run(self) -> Trace:
-        """Applies all updates to x, in place.
+        """Applies all updates to x, in place, or those up to a pause.
 
         Raises:
+          DivergedError: an update was not finite.
           RankError: a worker raised, or none is left.
         """
         clock, now = self._clock, time.perf_counter
         server = self._server
         self._serve()
-        while self._landed.number < self._landed.num_updates:
+        while not self._is_done():
             begin = now()
             answer = server.receive()
             received = now()
@@ -92,12 +120,21 @@ class InnerLoop:
             elif answer[0].tag is Tag.RESULT:
                 self._arrived.append(Arrival(answer[0], self._landed.now()))
                 self._land()
+                if self._not_finite is not None:
+                    raise diverged("v", self._epoch + 1, self._lr, self._not_finite)
             updated = now()
             self._serve()
             clock["update"] += updated - received
             clock["send"] += now() - updated
         server.settle()
         return self._landed.trace(sees_own=False, shards=self._all_shards())
+
+    def _is_done(self) -> bool:
+        """Whether all has landed, or, once it shall pause, all that was granted."""
+        if self._pool and self._landed.number > self._begun and self._pause and self._pause():
+            self._held_back += self._pool
+            self._pool = 0
+        return self._landed.number == self._landed.num_updates - self._held_back
 
     def abandon(self, failed: set[int], until: float) -> None:
         """Gives workers what they were promised, so that they hear what comes next.
@@ -144,7 +181,8 @@ class InnerLoop:
             self._stream[k] = stream = server.stream(k)
             if stream not in self._shards:
                 self._shards[stream] = server.shard(k)
-            server.star.send(k, Tag.GRANT, (self._epoch, count, stream))
+            server.star.send(k, Tag.GRANT, (self._epoch, count, stream, self._drawn[stream]))
+            self._drawn[stream] += count
         # Written down first: what an interrupt cuts off is then waited for, and not forgotten.
         self._out[k].append(Work(self._landed.number, self._stream[k], self._landed.now()))
         self._num_out += 1
@@ -161,6 +199,8 @@ class InnerLoop:
                 continue
             message, arrived = self._arrived.pop(i)
             work = self._out[message.worker].popleft()
+            if self._not_finite is None and not _is_finite(message.content):
+                self._not_finite = self._landed.number
             np.multiply(message.content, self._lr, out=self._step)
             scale = None
             if self._concurrency is not None:
@@ -204,3 +244,8 @@ class InnerLoop:
     def _all_shards(self) -> tuple[Shard, ...]:
         nobody = Shard(np.zeros(0, np.int32), 0.0)
         return tuple(self._shards.get(i, nobody) for i in range(1 + max(self._shards)))
+
+
+def _is_finite(v: Array) -> bool:
+    # The product is ten times as fast as a look at every entry, but it may overflow.
+    return bool(np.isfinite(v @ v) or np.all(np.isfinite(v)))

@@ -31,7 +31,7 @@ class Tag(enum.IntEnum):
     COLLECT = 3  # to a worker: (estimator, K) prepare, with collectives; not answered
     SHARD = 4  # to a worker: (how many, K) and as many units more; answered by GRAD
     FULL = 5  # to a worker: grad f(x_tilde)
-    GRANT = 6  # to a worker: (epoch, how many, stream) as many WORKs follow
+    GRANT = 6  # to a worker: (epoch, how many, stream, its draws so far) as many WORKs follow
     STOP = 7  # to a worker: the end
     READY = 8  # to the server: compiled; the first one: (has mpi4jax) and the plan's digest
     GRAD = 9  # to the server: the sum of the gradients of a PREPARE's or a SHARD's samples

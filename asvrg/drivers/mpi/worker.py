@@ -190,7 +190,8 @@ class Worker:
                 case Tag.FULL:
                     self._full_grad = self._read(packet)
                 case Tag.GRANT:
-                    draws = self._draw(number, second, int(packet.header[2]))
+                    stream, drawn = (int(entry) for entry in packet.header[2:4])
+                    draws = self._draw(number, second, stream, drawn)
                     self._iterate(self._snapshot(number), draws, second)
                 case Tag.STOP:
                     return
@@ -260,11 +261,11 @@ class Worker:
         snapshot = Snapshot(self._x_tilde, self._full_grad, self._cache)
         return self._estimator.in_epoch(snapshot, epoch)
 
-    def _draw(self, epoch: int, count: int, stream: int) -> Draws:
-        """The next draws of a stream, padded to GRANT of them."""
+    def _draw(self, epoch: int, count: int, stream: int, drawn: int) -> Draws:
+        """The next draws of a stream, of which so many are drawn, padded to GRANT of them."""
         if self._drawing != (epoch, stream):
             self._drawing = (epoch, stream)
-            self._stream = Stream(self._plan.sampler, epoch, stream, self._shard)
+            self._stream = Stream(self._plan.sampler, epoch, stream, self._shard, first=drawn)
         draws = self._stream.take(count)
         return jax.tree.map(
             lambda leaf: np.concatenate([leaf, leaf[:1].repeat(GRANT - count, 0)]), draws

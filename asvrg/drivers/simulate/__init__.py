@@ -7,7 +7,7 @@ ones, and for these alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,13 +16,16 @@ import numpy as np
 
 from asvrg import delays, objectives, sampling
 from asvrg.drivers.simulate import read_order, ring
+from asvrg.drivers.simulate.parts import Part
 from asvrg.drivers.simulate.sweep import Run, SweepResult, sweep
-from asvrg.errors import InputError, check_count
+from asvrg.errors import InputError, check_count, diverged
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
-from asvrg.types import Array, Data, Driver, Observe, Snapshot, Trace
+from asvrg.types import Array, Data, Driver, Halfway, Observe, Pause, Snapshot, Trace
 
 __all__ = ["Run", "SweepResult", "driver", "replay", "sweep"]
+
+PART = 512  # updates from one point where an epoch may pause to the next, at most
 
 
 def driver(
@@ -57,6 +60,7 @@ def driver(
     Raises:
       InputError: `inner_steps` or `max_delay` is out of its range, or the sampler is of other
         samples; in the driver's functions, a trace or an x that does not fit.
+      DivergedError: in the inner loop, an update was not finite.
 
     >>> from asvrg import estimators, schedules, training
     >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
@@ -93,10 +97,17 @@ def driver(
             )
         return record
 
-    def run(x: Array, snapshot: Snapshot, record: Trace, epoch: int, lr: float) -> jax.Array:
-        return replay(
+    def advance(
+        reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
+    ) -> Halfway:
+        record, before = trace_of(epoch), None
+        if isinstance(reached, Halfway):
+            before = Part(
+                reached.x, len(reached.trace.worker), reached.memory, (), True, lambda: None
+            )
+        parts = _parts(
             estimator,
-            x,
+            reached if before is None else before.x,
             snapshot,
             device_data,
             sampler,
@@ -105,17 +116,27 @@ def driver(
             epoch=epoch,
             lr=lr,
             max_delay=max_delay,
+            observe=None,
+            length=PART,
+            before=before,
         )
+        for part in parts:
+            if not part.is_finite:
+                update = part.culprit()
+                raise diverged("x" if update is None else "v", epoch + 1, lr, update)
+            if part.landed < inner_steps and pause is not None and pause():
+                return Halfway(part.x, delays.prefix(record, part.landed), part.memory)
+        return Halfway(part.x, record)
 
     def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
-        record = trace_of(epoch)
-        return run(x, snapshot, record, epoch, lr), record
+        whole = advance(x, snapshot, epoch, lr, None)
+        return whole.x, whole.trace
 
     def warm_up(x: Array) -> None:
-        jax.block_until_ready(run(x, prepare(x), trace_of(0), 0, 0.0))
+        inner_loop(x, prepare(x), 0, 0.0)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
+    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
 
 
 def replay(
@@ -165,19 +186,52 @@ def replay(
 
     Source: Huo and Huang (2016), Equations (4), (6) and (15).
     """
+    *_, last = _parts(
+        estimator,
+        x,
+        snapshot,
+        data,
+        sampler,
+        trace,
+        groups=groups,
+        epoch=epoch,
+        lr=lr,
+        max_delay=max_delay,
+        observe=observe,
+        length=sampling.SEGMENT,
+        before=None,
+    )
+    return last.x if observe is None else (last.x, last.observations)
+
+
+def _parts(
+    estimator: Estimator,
+    x: Array,
+    snapshot: Snapshot,
+    data: Data,
+    sampler: Sampler,
+    trace: Trace,
+    *,
+    epoch: int,
+    lr: float,
+    groups: Array | None,
+    max_delay: int | None,
+    observe: Observe | None,
+    length: int,
+    before: Part | None,
+) -> Iterator[Part]:
+    """An epoch in parts of `length` updates at most, from `before` on; else as `replay`."""
     delays.check(trace)
     sampling.check_dim(sampler, x)
     delays.check_longest(trace, max_delay)
     snapshot = estimator.in_epoch(snapshot, epoch)
     x, m = jnp.asarray(x), len(trace.worker)
-    rate = np.asarray(lr, x.dtype)
-    streams = sampling.streams(sampler, epoch, trace)
     version = np.asarray(trace.read_version)
     num_groups = version.shape[1] if version.ndim == 2 else 1
     trace = trace._replace(
         worker=np.asarray(trace.worker), read_version=version.reshape(m, num_groups)
     )
-    core: Any = read_order.replay
+    core: Any = read_order.parts
     if num_groups > 1:
         _check_groups(groups, x.size, num_groups)
         if trace.sees_own and trace.scale is not None:
@@ -185,24 +239,26 @@ def replay(
                 "trace must have one group of coordinates where workers see their own updates and "
                 f"steps are scaled, got {num_groups}: what a worker saw unscaled is not kept."
             )
-        core = functools.partial(ring.replay, groups=groups)
+        core = functools.partial(ring.parts, groups=groups)
     if m == 0:
         entry = () if observe is None else jax.eval_shape(observe, x, data)
         seen = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), entry)
-        return x if observe is None else (x, seen)
-    x, seen = core(
+        return iter([Part(x, 0, (), seen, True, lambda: None)])
+    parts: Iterator[Part] = core(
         estimator,
         x,
         snapshot,
         data,
         sampler,
-        streams,
+        sampling.streams(sampler, epoch, trace),
         trace,
-        rate,
+        np.asarray(lr, x.dtype),
         max_delay=max_delay,
         observe=observe,
+        length=min(length, sampling.segment_length(sampler, m)),
+        before=before,
     )
-    return x if observe is None else (x, seen)
+    return parts
 
 
 def _check_groups(groups: Array | None, dim: int, num_groups: int) -> None:

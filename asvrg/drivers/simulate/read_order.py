@@ -8,7 +8,7 @@ iteration costs the same for every delay.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, sampling, steps
+from asvrg.drivers.simulate.parts import Part, first_true
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
@@ -62,7 +63,7 @@ class State(NamedTuple):
     observations: PyTree
 
 
-def replay(
+def parts(
     estimator: Estimator,
     x: jax.Array,
     snapshot: Snapshot,
@@ -74,23 +75,27 @@ def replay(
     *,
     max_delay: int | None,
     observe: Observe | None,
-) -> tuple[jax.Array, PyTree]:
-    """The x that the updates of a trace make of x; see `simulate.replay`.
+    length: int,
+    before: Part | None,
+) -> Iterator[Part]:
+    """What the updates of a trace make of x; see `simulate.replay`.
 
     Args:
       estimator: gives v_t.
-      x: float [d].
+      x: float [d], at the start of the epoch; with `before` any array like it.
       snapshot: of this epoch.
       data: a pytree of arrays [n, ...].
       sampler: of the draws.
-      streams: of every worker that occurs.
+      streams: of every worker that occurs, at their beginning.
       trace: of m updates, read_version [m, 1].
       lr: eta, a scalar of x's dtype.
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
+      length: turns in a part.
+      before: one of these parts, to go on from; None for the start of the epoch.
 
-    Returns:
-      x after the updates, and what the observer returned.
+    Yields:
+      A Part after as many turns as `length` says, and after the last one.
 
     Raises:
       InputError: a worker that sees its own updates read x while one of them had not landed.
@@ -107,16 +112,54 @@ def replay(
         copies=trace.sees_own,
         observe=observe,
     )
-    length = sampling.segment_length(sampler, count)
-    for draws, part, size, until in segments(whole, trace.worker, streams, length):
-        state = turns(
-            estimator, state, snapshot, data, draws, part, size, until, lr, observe=observe
+    done = 0
+    if before is not None:
+        done, state = _taken_up(estimator, state, before)
+    pieces = segments(whole, trace.worker, streams, length, first=done)
+    for draws, part, size, until in pieces:
+        # Fewer turns of the same piece need no compilation: who looks for a culprit makes them.
+        make = functools.partial(
+            turns, estimator, state, snapshot, data, draws, part, lr=lr, observe=observe
         )
-    return state.x[: x.size], state.observations
+        state = make(count=size, until=until)
+        done += int(size)
+        yield Part(
+            x=state.x[: x.size],
+            landed=int(state.landed),
+            memory=(np.int32(done), *jax.tree.leaves((state.kept, state.own, state.last))),
+            observations=state.observations,
+            is_finite=_is_finite(state),
+            culprit=functools.partial(_culprit, make, part, int(size)),
+        )
+
+
+def _culprit(make: Callable[..., State], part: Plan, size: int) -> int | None:
+    """The update of the first turn of a piece that makes something that is not finite."""
+
+    def goes_wrong(count: int) -> bool:
+        return not _is_finite(make(count=np.int32(count), until=np.int32(0)))
+
+    number = first_true(goes_wrong, size)
+    return None if number is None else int(part.update[number - 1])
+
+
+def _taken_up(estimator: Estimator, state: State, before: Part) -> tuple[int, State]:
+    """The turns that were made before a Part, and the state that it was made of."""
+    done, *memory = before.memory
+    shape = jax.tree.structure((state.kept, state.own, state.last))
+    kept, own, last = jax.tree.unflatten(shape, [jnp.asarray(leaf) for leaf in memory])
+    x = steps.padded(estimator, before.x, kept.block)
+    return int(done), state._replace(
+        x=x, landed=jnp.int32(before.landed), kept=kept, own=own, last=last
+    )
+
+
+def _is_finite(state: State) -> bool:
+    return bool(np.all(np.isfinite(state.x)) and np.all(np.isfinite(state.kept.values)))
 
 
 def segments(
-    whole: Plan, worker: np.ndarray, streams: dict[int, Stream], length: int
+    whole: Plan, worker: np.ndarray, streams: dict[int, Stream], length: int, first: int = 0
 ) -> Iterator[tuple[Draws, Plan, np.int32, np.int32]]:
     """A plan in pieces, each with the draws of its updates.
 
@@ -125,6 +168,7 @@ def segments(
       worker: int [m], who computed each update, in the order they landed.
       streams: of every worker that occurs; they advance.
       length: turns in a piece.
+      first: the turn that the first piece begins with.
 
     Yields:
       The arguments draws, part, count and until of `turns`; the first two are padded to a power of
@@ -135,8 +179,8 @@ def segments(
     def padded(rows: np.ndarray) -> np.ndarray:
         return np.concatenate([rows, np.zeros((room - len(rows), *rows.shape[1:]), rows.dtype)])
 
-    start = 0
-    for draws in sampling.in_turns(streams, worker, whole.update, length):
+    start = first
+    for draws in sampling.in_turns(streams, worker, whole.update, length, first):
         size = len(draws.batch)
         part = jax.tree.map(lambda each: padded(each[start : start + size]), whole)  # noqa: B023
         draws = jax.tree.map(padded, draws)

@@ -7,18 +7,20 @@ additions an iteration.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, sampling, steps
+from asvrg.drivers.simulate.parts import Part
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
 
 
-def replay(
+def parts(
     estimator: Estimator,
     x: jax.Array,
     snapshot: Snapshot,
@@ -31,54 +33,84 @@ def replay(
     groups: Array,
     max_delay: int | None,
     observe: Observe | None,
-) -> tuple[jax.Array, PyTree]:
-    """The x that the updates of a trace make of x; see `simulate.replay`.
+    length: int,
+    before: Part | None,
+) -> Iterator[Part]:
+    """What the updates of a trace make of x; see `simulate.replay`.
 
     Args:
       estimator: gives v_t.
-      x: float [d].
+      x: float [d], at the start of the epoch; with `before` any array like it.
       snapshot: of this epoch.
       data: a pytree of arrays [n, ...].
       sampler: of the draws.
-      streams: of every worker that occurs.
+      streams: of every worker that occurs, at their beginning.
       trace: of m updates, read_version [m, G].
       lr: eta, a scalar of x's dtype.
       groups: int [d], the group of each coordinate.
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
+      length: updates in a part, at most.
+      before: one of these parts, to go on from; None for the start of the epoch.
 
-    Returns:
-      x after the updates, and what the observer returned.
+    Yields:
+      A Part after as many updates, and after the last one.
     """
     longest = int(delays.staleness(trace).max(initial=0)) if max_delay is None else max_delay
     # A power of two, so that traces of about the same delay share a compilation.
     depth = 1 << max(longest - 1, 0).bit_length()
-    deltas = empty_ring(sampler.block_size, x.size, depth, x.dtype)
-    segment = sampling.segment_length(sampler, len(trace.worker))
-    segment = max(
-        1, min(segment, sampling.SEGMENT_ENTRIES // (depth * trace.read_version.shape[1]))
-    )
-    pieces = []
-    for start in range(0, len(trace.worker), segment):
-        stop = min(start + segment, len(trace.worker))
-        draws = sampling.in_order(streams, trace.worker[start:stop])
+    ring = empty_ring(sampler.block_size, x.size, depth, x.dtype)
+    length = max(1, min(length, sampling.SEGMENT_ENTRIES // (depth * trace.read_version.shape[1])))
+    first = 0
+    if before is not None:
+        x, first = jnp.asarray(before.x), before.landed
+        leaves = [jnp.asarray(leaf) for leaf in before.memory]
+        ring = jax.tree.unflatten(jax.tree.structure(ring), leaves)
+        for start in range(0, first, length):
+            sampling.in_order(streams, trace.worker[start : min(start + length, first)])
+    seen = None
+    for start in range(first, len(trace.worker), length):
+        stop = min(start + length, len(trace.worker))
+        rows = slice(start, stop)
+        draws = sampling.in_order(streams, trace.worker[rows])
         lacking = delays.missing(trace, start, stop, depth)
-        scale = None if trace.scale is None else trace.scale[start:stop]
-        x, deltas, seen = delayed_steps(
-            estimator,
-            x,
-            deltas,
-            snapshot,
-            data,
-            draws,
-            lacking,
-            groups,
-            scale,
-            lr,
-            observe=observe,
+        scale = None if trace.scale is None else trace.scale[rows]
+        make = functools.partial(
+            delayed_steps, estimator, snapshot=snapshot, data=data, groups=groups, lr=lr
         )
-        pieces.append(seen)
-    return x, jax.tree.map(lambda *seen: jnp.concatenate(seen), *pieces)
+        culprit = functools.partial(_culprit, make, x, ring, start, (draws, lacking, scale))
+        x, ring, more = make(
+            x=x, ring=ring, draws=draws, missing=lacking, scale=scale, observe=observe
+        )
+        seen = more if seen is None else jax.tree.map(_joined, seen, more)
+        yield Part(
+            x=x,
+            landed=stop,
+            memory=tuple(jax.tree.leaves(ring)),
+            observations=seen,
+            is_finite=bool(np.all(np.isfinite(x))),
+            culprit=culprit,
+        )
+
+
+def _joined(before: jax.Array, after: jax.Array) -> jax.Array:
+    return jnp.concatenate([before, after])
+
+
+def _culprit(
+    make: Callable[..., tuple[jax.Array, Delta, PyTree]],
+    x: jax.Array,
+    ring: Delta,
+    start: int,
+    inputs: tuple[Draws, np.ndarray, np.ndarray | None],
+) -> int | None:
+    """The first update of a part that is not finite; they are made again, one by one."""
+    for i in range(len(inputs[0].batch)):
+        draws, lacking, scale = jax.tree.map(lambda leaf: leaf[i : i + 1], inputs)  # noqa: B023
+        x, ring, _ = make(x=x, ring=ring, draws=draws, missing=lacking, scale=scale)
+        if not np.all(np.isfinite(ring.values[0])):
+            return start + i
+    return None
 
 
 def empty_ring(width: int | None, dim: int, depth: int, dtype: np.dtype) -> Delta:

@@ -19,10 +19,10 @@ import numpy as np
 from asvrg import delays, objectives, sampling, steps
 from asvrg.drivers.threads.buffer import add, live_view, shared_buffer
 from asvrg.drivers.threads.claims import Claims
-from asvrg.errors import DriverError, InputError, check_choice, check_count
+from asvrg.errors import DriverError, InputError, check_choice, check_count, diverged
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
-from asvrg.types import Array, Data, Delta, Draws, Driver, Snapshot, Trace
+from asvrg.types import Array, Data, Delta, Draws, Driver, Halfway, Pause, Snapshot, Trace
 
 __all__ = ["READS", "WRITES", "WorkerError", "add", "driver", "live_view", "shared_buffer"]
 
@@ -94,6 +94,7 @@ def driver(
         without a lock, or a sampler of other samples; in the driver's functions, an x that is not
         the sampler's [d], or more threads than the system can start.
       WorkerError: in the inner loop, a thread raised.
+      DivergedError: in the inner loop, an update was not finite; all threads stop then.
 
     >>> from asvrg import estimators, objectives, schedules, training
     >>> objective = objectives.from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
@@ -133,16 +134,34 @@ def driver(
         with ThreadPoolExecutor(num_threads, "asvrg-snapshot") as pool:
             return estimator.prepare(jnp.asarray(x), device_data, pool.map)
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+    def advance(
+        reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
+    ) -> Halfway:
+        x, before = reached[:2] if isinstance(reached, Halfway) else (reached, None)
         sampling.check_dim(sampler, x)
         buffer = shared_buffer(x)
-        streams = [Stream(sampler, epoch, worker) for worker in range(num_threads)]
-        claims = Claims(inner_steps, read_period, max_delay=max_delay, scaled=delay_adaptive)
+        drawn = np.bincount([] if before is None else before.worker, minlength=num_threads)
+        streams = [Stream(sampler, epoch, k, first=int(drawn[k])) for k in range(num_threads)]
+        claims = Claims(
+            inner_steps,
+            read_period,
+            max_delay=max_delay,
+            scaled=delay_adaptive,
+            before=before,
+            pause=pause,
+        )
         snapshot = estimator.in_epoch(snapshot, epoch)
         loop = _InnerLoop(
             estimator, buffer, snapshot, device_data, streams, lr, claims, sees_own=sees_own
         )
-        return buffer, loop.run(read, write, concurrency)
+        trace = loop.run(read, write, concurrency)
+        if loop.not_finite:
+            raise diverged("v", epoch + 1, lr, update=min(loop.not_finite))
+        return Halfway(buffer, trace)
+
+    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
+        reached = advance(x, snapshot, epoch, lr, None)
+        return reached.x, reached.trace
 
     def warm_up(x: Array) -> None:
         snapshot = estimator.in_epoch(prepare(x), 0)
@@ -156,7 +175,7 @@ def driver(
             loop.run(read, write, None)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals)
+    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
 
 
 class _InnerLoop:
@@ -183,6 +202,7 @@ class _InnerLoop:
         self._claims = claims
         self._sees_own = sees_own
         self._write_lock = threading.Lock()
+        self.not_finite: list[int] = []  # updates; there may be others between them
 
     def run(self, read: str, write: str, concurrency: int | None) -> Trace:
         """Has the threads do all updates; returns when all of them have ended."""
@@ -225,7 +245,11 @@ class _InnerLoop:
                         self._buffer,
                         delta if scale is None else steps.scaled(delta, scale[:, None]),
                     )
-                    self._claims.land(worker, version, count, begin, computed, scale)
+                    first = self._claims.land(worker, version, count, begin, computed, scale)
+                row = _first_not_finite(delta.values)
+                if row is not None:
+                    self.not_finite.append(first + row)
+                    self._claims.stop()
 
     def _read(self, copy: np.ndarray, read: str) -> int:
         """Copies x unless it is read in place; returns how many updates had landed before."""
@@ -255,3 +279,12 @@ class _InnerLoop:
         alone = self._sees_own and landed == version
         late = np.zeros(count) if alone else np.arange(landed, landed + count) - version
         return delays.adaptive_scale(late, concurrency)
+
+
+def _first_not_finite(values: np.ndarray) -> int | None:
+    """The first row with an entry that is not finite; None if there is none."""
+    flat = values.ravel()
+    if np.isfinite(flat @ flat):  # a quick look: it may also overflow
+        return None
+    rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    return int(rows[0]) if rows.size else None

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from asvrg.drivers.landed import Landed
+from asvrg.types import Pause, Trace
 
 
 class Claims:
@@ -29,19 +30,24 @@ class Claims:
         *,
         max_delay: int | None = None,
         scaled: bool = False,
+        before: Trace | None = None,
+        pause: Pause | None = None,
     ) -> None:
-        """Nothing is claimed yet; the clock of what lands starts.
+        """Nothing is claimed yet but what has landed before; the clock of what lands starts.
 
         Args:
           num_updates: m.
           read_period: r, the updates of a window, at most.
           max_delay: Delta; None for no limit.
           scaled: whether updates are multiplied by a scale as they land.
+          before: of the updates that have landed, where the epoch paused.
+          pause: whether to stop, asked once a window has been claimed; None for never.
         """
-        self.landed = Landed(num_updates, scaled=scaled)
+        self.landed = Landed(num_updates, scaled=scaled, before=before)
         self._read_period = read_period
         self._max_delay = max_delay
-        self._claimed = 0
+        self._begun = self._claimed = self.landed.number
+        self._pause = pause
         self._in_flight: dict[int, int] = {}  # worker -> updates that had landed at its claim
         self._stopped = False
         self._changed = threading.Condition()
@@ -57,6 +63,9 @@ class Claims:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room())
+            if self._pause is not None and self._claimed > self._begun and self._pause():
+                self._stopped = True
+                self._changed.notify_all()
             count = 0 if self._stopped else self._next()
             if count:
                 self._claimed += count
@@ -71,15 +80,21 @@ class Claims:
         read: float,
         computed: float,
         scale: np.ndarray | None = None,
-    ) -> None:
-        """Enters a thread's window, which was added to x; see `Landed.add`."""
+    ) -> int:
+        """Enters a thread's window, which was added to x; see `Landed.add`.
+
+        Returns:
+          The number t of its first update.
+        """
         with self._changed:
+            first = self.landed.number
             self.landed.add(
                 worker, version, number=count, read=read, computed=computed, scale=scale
             )
             del self._in_flight[worker]
             if self._max_delay is not None:
                 self._changed.notify_all()
+            return first
 
     def stop(self) -> None:
         """Nobody claims anything any more; who waits is woken."""

@@ -33,7 +33,7 @@ def save(folder: Path, step: int, content: bytes, *, keep: int) -> None:
     Raises:
       OSError: it cannot be written; the files before are as they were.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with _manager(folder, write=True, keep=keep) as manager:
         # Orbax adds nothing to or before its last step; only a damaged file is not the last.
         for later in [other for other in manager.all_steps() if other >= step]:

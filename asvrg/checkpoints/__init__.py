@@ -1,0 +1,256 @@
+"""Checkpoints of a run: a record and arrays, written as a whole or not at all; the last two stay.
+
+They are files that orbax keeps, which must be installed: pip install 'asvrg[checkpoints]'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from asvrg.errors import InputError
+from asvrg.types import EpochResult, Halfway, Inside, Times, Trace
+
+T = TypeVar("T")
+
+KEPT = 2
+VERSION = 3  # of the format
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that wait until a checkpoint is written
+
+
+class Content(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      record: what JSON can say.
+      arrays: of numbers, by name.
+    """
+
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def exist_in(folder: Path) -> bool:
+    """Whether a folder holds checkpoints, damaged ones included.
+
+    Args:
+      folder: of the checkpoints.
+
+    Returns:
+      False also of a folder that is not there.
+
+    Raises:
+      InputError: orbax is not installed.
+
+    >>> exist_in(Path("no", "such", "folder"))
+    False
+    """
+    return folder.is_dir() and bool(_orbax_files().steps(folder))
+
+
+def save(folder: Path, step: int, content: Content) -> None:
+    """Adds a checkpoint to a folder, in which the last two stay.
+
+    Not asynchronously: a checkpoint of some 100 KB takes 10 to 20 ms, and what it holds may change
+    right after.
+
+    Args:
+      folder: of the checkpoints; made if it is not there.
+      step: grows with the progress of the run; checkpoints of later ones go.
+      content: to keep.
+
+    Raises:
+      InputError: orbax is not installed.
+      OSError: it cannot be written; the checkpoints before are as they were.
+    """
+    with _signals_wait():
+        _orbax_files().save(folder, step, _packed(content), keep=KEPT)
+
+
+def load(folder: Path, must_be: str, decode: Callable[[Content], T]) -> T | None:
+    """The newest checkpoint that is not damaged; one that is gets a line on the standard error.
+
+    Args:
+      folder: of the checkpoints.
+      must_be: the beginning of the sentence for a folder whose checkpoints cannot be used, as in
+        "--out_dir must name a folder".
+      decode: Content -> what it stands for; whatever it raises is damage.
+
+    Returns:
+      What it stands for, or None if there is no checkpoint.
+
+    Raises:
+      InputError: all checkpoints are damaged, or of another version of the format; or orbax is not
+        installed.
+    """
+    if not folder.is_dir():
+        return None
+    files = _orbax_files()
+    steps = files.steps(folder)
+    for step in reversed(steps):
+        try:
+            content = _unpacked(files.load(folder, step))
+            version = content.record["version"]
+            if version == VERSION:
+                return decode(content)
+        except Exception as error:  # noqa: BLE001 - orbax, zipfile, numpy and json have many
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            print(f"The checkpoint {folder / str(step)} is damaged: {reason}.", file=sys.stderr)
+            continue
+        raise InputError(
+            f"{must_be} with checkpoints of version {VERSION}, got {version}: go on with the "
+            "release of this program that wrote them."
+        )
+    if steps:
+        raise InputError(
+            f"{must_be} with a run that can go on, or without one, got {folder}, whose checkpoints "
+            "are all damaged; name another folder to start anew."
+        )
+    return None
+
+
+def of_state(state: EpochResult) -> Content:
+    """A run's state, also inside of an epoch, as content of a checkpoint.
+
+    Args:
+      state: with a trace or without, which is not kept.
+
+    Returns:
+      A Content.
+
+    >>> state = EpochResult(2, np.zeros(3), 0.5, 10, 20, None)
+    >>> to_state(of_state(state)).updates
+    10
+    """
+    kept = {name: getattr(state, name) for name in ("epoch", "seconds", "updates", "grad_evals")}
+    arrays = {"x": np.asarray(state.x)}
+    if state.inside is not None:
+        halfway, trace = state.inside.halfway, state.inside.halfway.trace
+        kept["inside"] = {"seconds": state.inside.seconds, "sees_own": trace.sees_own}
+        arrays |= {
+            "inside/x": np.asarray(halfway.x),
+            "inside/full_grad": np.asarray(state.inside.full_grad),
+            "inside/worker": np.asarray(trace.worker),
+            "inside/read_version": np.asarray(trace.read_version),
+        }
+        if trace.scale is not None:
+            arrays["inside/scale"] = np.asarray(trace.scale)
+        if trace.times is not None:
+            arrays["inside/times"] = np.stack(trace.times)
+        for number, each in enumerate(halfway.memory):
+            arrays[f"inside/memory/{number}"] = np.asarray(each)
+    return Content({"state": kept}, arrays)
+
+
+def to_state(content: Content) -> EpochResult:
+    """The state of a run that `of_state` made a content of.
+
+    Args:
+      content: with others' entries or without.
+
+    Returns:
+      An EpochResult without a trace; the trace of what has been done of an epoch has no shards.
+
+    Raises:
+      KeyError: an entry is missing.
+    """
+    kept, arrays = dict(content.record["state"]), content.arrays
+    inside = kept.pop("inside", None)
+    if inside is not None:
+        times = arrays.get("inside/times")
+        trace = Trace(
+            arrays["inside/worker"],
+            arrays["inside/read_version"],
+            inside["sees_own"],
+            scale=arrays.get("inside/scale"),
+            times=None if times is None else Times(*times),
+        )
+        number = sum(name.startswith("inside/memory/") for name in arrays)
+        memory = tuple(arrays[f"inside/memory/{each}"] for each in range(number))
+        full_grad = arrays["inside/full_grad"]
+        inside = Inside(
+            Halfway(arrays["inside/x"], trace, memory),
+            full_grad if full_grad.size else (),
+            inside["seconds"],
+        )
+    return EpochResult(**kept, x=arrays["x"], trace=None, inside=inside)
+
+
+def step_of(state: EpochResult) -> int:
+    """The updates that have landed, those of an epoch under way included: a number for `save`.
+
+    Args:
+      state: of the run.
+
+    Returns:
+      A whole number.
+
+    >>> step_of(EpochResult(2, np.zeros(3), 0.5, 10, 20, None))
+    10
+    """
+    inside = 0 if state.inside is None else len(state.inside.halfway.trace.worker)
+    return state.updates + inside
+
+
+def _packed(content: Content) -> bytes:
+    record = json.dumps(content.record | {"version": VERSION}).encode()
+    arrays: dict[str, Any] = {"record": np.frombuffer(record, np.uint8), **content.arrays}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> Content:
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > len(packed):
+            raise ValueError("it promises more than it holds")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"wrong checksum of {damaged}")
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        content = Content({}, {name: arrays[name] for name in arrays.files})
+    record = json.loads(content.arrays.pop("record").tobytes())
+    return content._replace(record=record)
+
+
+def _orbax_files() -> ModuleType:
+    """Imported when it is needed: it takes half a second."""
+    try:
+        from asvrg.checkpoints import orbax_files
+    except ImportError as error:
+        raise InputError(
+            f"checkpoints must have orbax: pip install 'asvrg[checkpoints]' ({error})."
+        ) from error
+    return orbax_files
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Has signals take effect after the block: no import and no file is left half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other one is interrupted
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] not in (None, signal.SIG_IGN):
+            signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            if handler is not None:
+                signal.signal(each, handler)
+        for one in received:
+            signal.raise_signal(one)
