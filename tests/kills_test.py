@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     with lives("experiments.train_shared", tmp_path / "errors") as zygote:
         assert zygote.live(*flags, LENGTH, f"--out_dir={whole}") == 0
         begin = time.monotonic()
-        assert zygote.live(*flags, "--num_epochs=1", f"--out_dir={tmp_path / 'short'}") == 0
+        assert zygote.live(*flags, "--num_epochs=3", f"--out_dir={tmp_path / 'short'}") == 0
         short = time.monotonic() - begin
         for number in itertools.count():
             folder, code = tmp_path / str(number), -1

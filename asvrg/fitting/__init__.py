@@ -7,6 +7,7 @@ wrong is thrown away and done again with half the step. A step that was given is
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from asvrg import objectives
 from asvrg.errors import InputError
 from asvrg.fitting.epochs import DRIVERS, METHODS, fit_epochs
 from asvrg.fitting.inputs import SampleFn
-from asvrg.fitting.loop import FitEpoch, MakeDriver, Settings
+from asvrg.fitting.loop import FitEpoch, History, MakeDriver, Settings
 from asvrg.schedules import Schedule
 from asvrg.types import Data, Objective, PyTree, Trace
 
@@ -35,48 +36,6 @@ __all__ = [
 ]
 
 
-class History(NamedTuple):
-    """The numbers of all epochs that were kept, [epochs + 1] each, the first before training.
-
-    epochs is `num_epochs`, or fewer if the run ended early. What the numbers are, and which of them
-    are sums over the epochs so far, see `FitEpoch`.
-
-    Attributes:
-      epoch: int64 [epochs + 1], 0, 1, 2, ...
-      loss: float64 [epochs + 1], f.
-      error: float64 [epochs + 1], share of samples that are classified wrongly; nan without it.
-      grad_norm_sq: float64 [epochs + 1], ||grad f||^2.
-      lr: float64 [epochs + 1], eta.
-      smoothness: float64 [epochs + 1], the estimate behind eta, not of L alone; nan if lr was
-        given.
-      halvings: int64 [epochs + 1], how often the epoch was done again with half the step.
-      seconds: float64 [epochs + 1], a sum, of optimisation alone, thrown-away epochs included.
-      updates: int64 [epochs + 1], a sum, of what was kept.
-      grad_evals: int64 [epochs + 1], a sum, with thrown-away epochs and estimates.
-      mean_delay: float64 [epochs + 1], of the epoch, in updates.
-      max_delay: int64 [epochs + 1], of the epoch, in updates.
-      variance_g: float64 [epochs + 1], of the mini-batch gradient; nan unless it was measured.
-      variance_v: float64 [epochs + 1], of v.
-      best_alpha: float64 [epochs + 1], with which that of v would have been smallest.
-    """
-
-    epoch: np.ndarray
-    loss: np.ndarray
-    error: np.ndarray
-    grad_norm_sq: np.ndarray
-    lr: np.ndarray
-    smoothness: np.ndarray
-    halvings: np.ndarray
-    seconds: np.ndarray
-    updates: np.ndarray
-    grad_evals: np.ndarray
-    mean_delay: np.ndarray
-    max_delay: np.ndarray
-    variance_g: np.ndarray
-    variance_v: np.ndarray
-    best_alpha: np.ndarray
-
-
 class FitResult(NamedTuple):
     """What `fit` returns.
 
@@ -84,7 +43,7 @@ class FitResult(NamedTuple):
       params: the parameters after the last epoch, in the structure and dtype that they were given
         in, as jax arrays.
       history: the numbers of every epoch.
-      trace: of the last epoch; None if there was none.
+      trace: of the last epoch; None if there was none, or it was done by an earlier call.
       lr: the step of the last epoch; nan if `tolerance` was met before one was chosen.
       smoothness: the estimate that it comes from, (1 - 1/b) L + L_max / b + tau L, which is L
         itself only where all f_i are alike and nothing is late; nan if lr was given.
@@ -121,6 +80,8 @@ def fit(
     tolerance: float | None = None,
     measure_variance: bool = False,
     chunk_size: int = objectives.CHUNK_SIZE,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 10.0,
 ) -> FitResult:
     """Minimises f(x) = (1/n) sum_i f_i(x), Equation (1), over the parameters x of any model.
 
@@ -172,6 +133,12 @@ def fit(
         and v, which say whether the correction pays (`asvrg.estimators.variances`). It is not
         timed, and costs four component gradients a sample that are not counted.
       chunk_size: samples at once in passes over all data; bounds their memory.
+      checkpoint_dir: a folder where the run is kept, inside of epochs too, for the same call to go
+        on with: one with the same params, data and arguments, and a `num_epochs` that may be
+        larger. (That the loss is the same, nobody checks.) Without threads the result is that of
+        one undisturbed run, to the bit. The callback's first epoch is then the last one that was
+        kept. The extra [checkpoints] must be installed; None for no checkpoints.
+      checkpoint_seconds: from one of them to the next; 0 for one after every epoch alone.
 
     Returns:
       A FitResult.
@@ -210,7 +177,6 @@ def fit(
         raise InputError(
             f"callback must be a function of a FitEpoch, got {type(callback).__name__}."
         )
-    rows = []
     for epoch in fit_epochs(
         loss,
         params,
@@ -231,13 +197,14 @@ def fit(
         tolerance=tolerance,
         measure_variance=measure_variance,
         chunk_size=chunk_size,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_seconds=checkpoint_seconds,
     ):
-        rows.append([getattr(epoch, name) for name in History._fields])
         if callback is not None and _is_yes(callback(epoch)):
             break
     return FitResult(
         params=epoch.params,
-        history=History(*map(np.array, zip(*rows, strict=True))),
+        history=epoch.history,
         trace=epoch.trace,
         lr=epoch.lr,
         smoothness=epoch.smoothness,

@@ -6,6 +6,8 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from asvrg.drivers import simulate, threads
 from asvrg.errors import InputError, check_choice, check_count, check_real
 from asvrg.fitting import inputs, loop
 from asvrg.fitting.inputs import SampleFn
+from asvrg.fitting.kept import Keeper, digest
 from asvrg.fitting.loop import FitEpoch, MakeDriver, Phase, Plan, Settings
 from asvrg.schedules import Schedule
 from asvrg.types import Data, Objective, PyTree
@@ -45,6 +48,8 @@ def fit_epochs(
     tolerance: float | None = None,
     measure_variance: bool = False,
     chunk_size: int = objectives.CHUNK_SIZE,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 10.0,
 ) -> Iterator[FitEpoch]:
     """The epochs of `asvrg.fit` one by one, for a loop of one's own.
 
@@ -72,9 +77,11 @@ def fit_epochs(
       tolerance: of ||grad f||^2, where the run ends.
       measure_variance: whether to measure the variances of g and v after every epoch.
       chunk_size: samples at once in passes over all data.
+      checkpoint_dir: a folder where the run is kept, and gone on with.
+      checkpoint_seconds: from one checkpoint to the next.
 
     Yields:
-      A FitEpoch before training, then one after every epoch.
+      A FitEpoch before training, or of the last epoch that was kept, then one after every epoch.
 
     Raises:
       InputError: as `asvrg.fit`.
@@ -93,6 +100,7 @@ def fit_epochs(
     check_count("num_epochs", num_epochs)
     check_count("seed", seed, least=0)
     check_count("chunk_size", chunk_size)
+    check_real("checkpoint_seconds", checkpoint_seconds)
     if tolerance is not None:
         check_real("tolerance", tolerance, above=True)
     if callable(driver):
@@ -151,6 +159,20 @@ def fit_epochs(
         "svrg": [svrg],
         "sgd_svrg": [sgd, svrg],
     }[method]
+    run: dict[str, Any] = {}
+    if checkpoint_dir is not None:
+        run = {
+            "method": method,
+            "driver": driver if isinstance(driver, str) else "a function",
+            **settings._asdict(),
+            "seed": seed,
+            "lr": lrs,
+            "alpha": alphas,
+            "tolerance": tolerance,
+            "measure_variance": bool(measure_variance),
+            "params": digest(problem.x0),
+            "data": digest(problem.data),
+        }
     return loop.run(
         Plan(
             problem,
@@ -162,8 +184,18 @@ def fit_epochs(
             tolerance,
             chunk_size,
             bool(measure_variance),
+            None if checkpoint_dir is None else _keeper(checkpoint_dir, checkpoint_seconds, run),
         )
     )
+
+
+def _keeper(folder: str | os.PathLike[str], seconds: float, run: dict[str, Any]) -> Keeper:
+    if not os.fspath(folder):
+        raise InputError("checkpoint_dir must name a folder, got an empty name.")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"checkpoint_dir must name a folder, got {path}, which is a file.")
+    return Keeper(path, seconds, run)
 
 
 def _of_epochs(

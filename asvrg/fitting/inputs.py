@@ -248,6 +248,8 @@ def _check_loss(objective: Objective, x0: Array, data: Data) -> None:
     batch = _one_sample(data)
     try:
         jax.eval_shape(objective.loss, x0, batch)
+        # With the values of the data, which some losses look at: labels out of range, say.
+        jax.eval_shape(lambda x: objective.loss(x, data), x0)
     except InputError:
         raise
     except Exception as cause:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from asvrg.estimators import Estimator, Variances
 from asvrg.fitting import automatic, inputs
 from asvrg.fitting.automatic import Step
 from asvrg.fitting.inputs import Inputs
+from asvrg.fitting.kept import Keeper, Position
 from asvrg.objectives import Metrics
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Driver, EpochResult, PyTree, Trace
@@ -59,6 +59,48 @@ class Settings(NamedTuple):
     pretrain_epochs: int
 
 
+class History(NamedTuple):
+    """The numbers of all epochs that were kept, [epochs + 1] each, the first before training.
+
+    epochs is `num_epochs`, or fewer if the run ended early. What the numbers are, and which of them
+    are sums over the epochs so far, see `FitEpoch`.
+
+    Attributes:
+      epoch: int64 [epochs + 1], 0, 1, 2, ...
+      loss: float64 [epochs + 1], f.
+      error: float64 [epochs + 1], share of samples that are classified wrongly; nan without it.
+      grad_norm_sq: float64 [epochs + 1], ||grad f||^2.
+      lr: float64 [epochs + 1], eta.
+      smoothness: float64 [epochs + 1], the estimate behind eta, not of L alone; nan if lr was
+        given.
+      halvings: int64 [epochs + 1], how often the epoch was done again with half the step.
+      seconds: float64 [epochs + 1], a sum, of optimisation alone, thrown-away epochs included.
+      updates: int64 [epochs + 1], a sum, of what was kept.
+      grad_evals: int64 [epochs + 1], a sum, with thrown-away epochs and estimates.
+      mean_delay: float64 [epochs + 1], of the epoch, in updates.
+      max_delay: int64 [epochs + 1], of the epoch, in updates.
+      variance_g: float64 [epochs + 1], of the mini-batch gradient; nan unless it was measured.
+      variance_v: float64 [epochs + 1], of v.
+      best_alpha: float64 [epochs + 1], with which that of v would have been smallest.
+    """
+
+    epoch: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    grad_norm_sq: np.ndarray
+    lr: np.ndarray
+    smoothness: np.ndarray
+    halvings: np.ndarray
+    seconds: np.ndarray
+    updates: np.ndarray
+    grad_evals: np.ndarray
+    mean_delay: np.ndarray
+    max_delay: np.ndarray
+    variance_g: np.ndarray
+    variance_v: np.ndarray
+    best_alpha: np.ndarray
+
+
 class FitEpoch(NamedTuple):
     """A run after an epoch; counts and seconds are sums over the epochs so far.
 
@@ -87,7 +129,9 @@ class FitEpoch(NamedTuple):
         epoch 0, and unless `measure_variance` is set.
       variance_v: the same of v, with the snapshot and the alpha of this epoch.
       best_alpha: with which that of v would have been smallest.
-      trace: who computed which update from which x in this epoch; None in epoch 0.
+      trace: who computed which update from which x in this epoch; None in epoch 0, and if an
+        earlier run did this epoch.
+      history: the numbers of all epochs so far, this one included.
       settings: what the run is made with; the same in all epochs.
     """
 
@@ -108,6 +152,7 @@ class FitEpoch(NamedTuple):
     variance_v: float
     best_alpha: float
     trace: Trace | None
+    history: History
     settings: Settings
 
 
@@ -134,6 +179,7 @@ class Plan(NamedTuple):
     tolerance: float | None
     chunk_size: int
     measure_variance: bool
+    keeper: Keeper | None = None
 
 
 def run(plan: Plan) -> Iterator[FitEpoch]:
@@ -153,35 +199,73 @@ def run(plan: Plan) -> Iterator[FitEpoch]:
 
     Source: Huo and Huang (2016), Algorithm 1.
     """
+    position = None if plan.keeper is None else plan.keeper.position
+    if position is None:
+        position = _first(plan)
+        _take(plan, position)
+    yield _epoch(plan, position, None)
+    try:
+        for phase in plan.phases:
+            if position.state.epoch >= phase.num_epochs or _is_done(plan, position.metrics):
+                continue
+            driver = _warm_driver(plan, phase, position.state.x)
+            while position.state.epoch < phase.num_epochs and not _is_done(plan, position.metrics):
+                position, trace = _next(plan, phase, driver, position)
+                yield _epoch(plan, position, trace)
+    finally:
+        if plan.keeper is not None:
+            plan.keeper.save()
+
+
+def _first(plan: Plan) -> Position:
+    """Before training."""
     state = training.start(plan.inputs.x0)
-    start = metrics = _evaluate(plan, state.x)
-    inputs.check_finite(start, plan.inputs.data)
+    metrics = _evaluate(plan, state.x)
+    inputs.check_finite(metrics, plan.inputs.data)
     step = Step(math.nan)
     if plan.lrs is not None or not _is_done(plan, metrics):
-        state, step = _next_step(plan, state, metrics, None)
+        state, step = _next_step(plan, state, metrics, None, None)
         state = state._replace(seconds=0.0)  # most of it was compilation
-    yield _record(plan, state, metrics, step, 0)
-    if _is_done(plan, metrics):
-        return
-    for phase in plan.phases:
-        driver = _warm_driver(plan, phase, state.x)
-        while state.epoch < phase.num_epochs:
-            if state.epoch:
-                state, step = _next_step(plan, state, metrics, step)
-            before = metrics
-            for halvings in itertools.count():
-                reached, metrics = _one_epoch(plan, driver, state, step.lr)
-                if _is_good(plan, phase, (start, before, metrics), (state, reached)):
-                    break
-                if plan.lrs is not None or halvings == MAX_HALVINGS:
-                    raise _diverged(plan, state.epoch + 1, step.lr)
-                state = state._replace(seconds=reached.seconds, grad_evals=reached.grad_evals)
-                step = step.half()
-            variances = _variances(plan, phase, state, reached)
-            state = reached
-            yield _record(plan, state, metrics, step, halvings, variances)
-            if _is_done(plan, metrics):
-                return
+    return Position(state, metrics, metrics, step, 0, [_row(state, metrics, step, 0, UNKNOWN)])
+
+
+def _next(
+    plan: Plan, phase: Phase, driver: Driver, position: Position
+) -> tuple[Position, Trace | None]:
+    """After one more epoch, which is done again with half the step as long as it goes wrong."""
+    state, step, halvings = position.state, position.step, position.halvings
+    if state.inside is None:
+        halvings = 0
+        if state.epoch:
+            delay = position.rows[-1][History._fields.index("mean_delay")]
+            state, step = _next_step(plan, state, position.metrics, step, delay)
+    while True:
+        here = position._replace(state=state, step=step, halvings=halvings)
+        reached, metrics = _one_epoch(plan, driver, here)
+        state = state._replace(inside=None)
+        if _is_good(plan, phase, (position.start, position.metrics, metrics), (state, reached)):
+            break
+        if plan.lrs is not None or halvings == MAX_HALVINGS:
+            raise _diverged(plan, state.epoch + 1, step.lr)
+        state = state._replace(seconds=reached.seconds, grad_evals=reached.grad_evals)
+        step, halvings = step.half(), halvings + 1
+    variances = _variances(plan, phase, state, reached)
+    row = _row(reached, metrics, step, halvings, variances)
+    position = Position(
+        reached._replace(trace=None),
+        position.start,
+        metrics,
+        step,
+        halvings,
+        [*position.rows, row],
+    )
+    _take(plan, position)
+    return position, reached.trace
+
+
+def _take(plan: Plan, position: Position) -> None:
+    if plan.keeper is not None:
+        plan.keeper.take(position)
 
 
 def _is_done(plan: Plan, metrics: Metrics) -> bool:
@@ -203,9 +287,12 @@ def _warm_driver(plan: Plan, phase: Phase, x: Array) -> Driver:
 
 
 def _next_step(
-    plan: Plan, state: EpochResult, metrics: Metrics, last: Step | None
+    plan: Plan, state: EpochResult, metrics: Metrics, last: Step | None, delay: float | None
 ) -> tuple[EpochResult, Step]:
-    """The step of the epoch that begins, and the state with what it has cost."""
+    """The step of the epoch that begins, and the state with what it has cost.
+
+    `delay` is the mean one of the last epoch, None before the first.
+    """
     if plan.lrs is not None:
         return state, Step(plan.lrs[state.epoch])
     if last is not None and not automatic.is_due(state.epoch, last):
@@ -218,8 +305,8 @@ def _next_step(
         seed=plan.sampler.seed,
         chunk_size=plan.chunk_size,
     )
-    workers, period = plan.settings.num_workers or 1, plan.settings.read_period or 0
-    delay = (workers - 1) * period if state.trace is None else _delays(state).mean()
+    if delay is None:
+        delay = ((plan.settings.num_workers or 1) - 1) * (plan.settings.read_period or 0)
     smoothness = automatic.felt(curvature, plan.settings.batch_size, float(delay))
     step = automatic.next_step(last, smoothness, metrics, plan.settings.inner_steps)
     state = state._replace(
@@ -229,14 +316,21 @@ def _next_step(
     return state, step
 
 
-def _one_epoch(
-    plan: Plan, driver: Driver, state: EpochResult, lr: float
-) -> tuple[EpochResult, Metrics]:
+def _one_epoch(plan: Plan, driver: Driver, here: Position) -> tuple[EpochResult, Metrics]:
     """The state after one more epoch; if it diverges, a loss of nan, and nothing but its costs."""
-    begin = time.perf_counter()
-    results = training.run(driver, state, schedule=lambda epoch: lr, num_epochs=state.epoch + 1)
+    begin, state = time.perf_counter(), here.state
+    results = training.run(
+        driver,
+        state,
+        schedule=lambda epoch: here.step.lr,
+        num_epochs=state.epoch + 1,
+        pause=None if plan.keeper is None else plan.keeper.is_due,
+    )
     try:
-        reached = next(results)
+        for reached in results:
+            if reached.inside is None:
+                break
+            _take(plan, here._replace(state=reached))
     except DivergedError:
         seconds = state.seconds + time.perf_counter() - begin
         lost = state._replace(seconds=seconds, grad_evals=state.grad_evals + driver.grad_evals)
@@ -288,10 +382,6 @@ def _evaluate(plan: Plan, x: Array) -> Metrics:
     )
 
 
-def _delays(state: EpochResult) -> np.ndarray:
-    return np.zeros(1, int) if state.trace is None else delays.staleness(state.trace)
-
-
 def _variances(plan: Plan, phase: Phase, before: EpochResult, after: EpochResult) -> Variances:
     """At the end of an epoch, whose snapshot was taken where it began."""
     if not plan.measure_variance:
@@ -307,32 +397,34 @@ def _variances(plan: Plan, phase: Phase, before: EpochResult, after: EpochResult
     )
 
 
-def _record(
-    plan: Plan,
-    state: EpochResult,
-    metrics: Metrics,
-    step: Step,
-    halvings: int,
-    variances: Variances = UNKNOWN,
-) -> FitEpoch:
-    tau = _delays(state)
+def _row(
+    state: EpochResult, metrics: Metrics, step: Step, halvings: int, variances: Variances
+) -> list[float]:
+    """The numbers of an epoch, in the order of History."""
+    tau = np.zeros(1, int) if state.trace is None else delays.staleness(state.trace)
+    return [
+        state.epoch,
+        metrics.loss,
+        metrics.error,
+        metrics.grad_norm_sq,
+        step.lr,
+        step.smoothness,
+        halvings,
+        state.seconds,
+        state.updates,
+        state.grad_evals,
+        float(tau.mean()),
+        int(tau.max()),
+        *variances,
+    ]
+
+
+def _epoch(plan: Plan, position: Position, trace: Trace | None) -> FitEpoch:
+    """What the caller gets to see."""
     return FitEpoch(
-        epoch=state.epoch,
-        params=plan.inputs.unravel(jnp.asarray(state.x)),
-        loss=metrics.loss,
-        error=metrics.error,
-        grad_norm_sq=metrics.grad_norm_sq,
-        lr=step.lr,
-        smoothness=step.smoothness,
-        halvings=halvings,
-        seconds=state.seconds,
-        updates=state.updates,
-        grad_evals=state.grad_evals,
-        mean_delay=float(tau.mean()),
-        max_delay=int(tau.max()),
-        variance_g=variances.g,
-        variance_v=variances.v,
-        best_alpha=variances.best_alpha,
-        trace=state.trace,
+        **dict(zip(History._fields, position.rows[-1], strict=True)),  # type: ignore[arg-type]
+        params=plan.inputs.unravel(jnp.asarray(position.state.x)),
+        trace=trace,
+        history=History(*map(np.array, zip(*position.rows, strict=True))),
         settings=plan.settings,
     )
