@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from asvrg.errors import InputError, check_count
-from asvrg.types import Array, Times, Trace
+from asvrg.errors import INT32, InputError, check_count, check_kind
+from asvrg.types import Array, Shard, Times, Trace
 from asvrg.virtual_clock import event_driven as event_driven  # a maker of Traces as well
 
 
@@ -42,8 +42,8 @@ def constant(num_updates: int, delay: int) -> Trace:
 
     Source: the delay of Assumption 4 in Huo and Huang (2016), met with equality.
     """
-    check_count("num_updates", num_updates)
-    check_count("delay", delay, least=0)
+    check_count("num_updates", num_updates, limit=INT32)
+    delay = min(check_count("delay", delay, least=0), num_updates)
     version = np.maximum(np.arange(num_updates) - delay, 0)
     return Trace(np.zeros(num_updates, np.int32), version.astype(np.int32))
 
@@ -66,10 +66,10 @@ def uniform(num_updates: int, max_delay: int, *, seed: int, num_groups: int = 1)
     >>> bool(staleness(uniform(100, 7, seed=0)).max() <= 7)
     True
     """
-    check_count("num_updates", num_updates)
-    check_count("max_delay", max_delay, least=0)
+    check_count("num_updates", num_updates, limit=INT32)
+    check_count("max_delay", max_delay, least=0, limit=INT32)
     check_count("seed", seed, least=0)
-    check_count("num_groups", num_groups)
+    check_count("num_groups", num_groups, limit=INT32)
     rng = np.random.default_rng(seed)
     delay = rng.integers(max_delay + 1, size=(num_updates, num_groups))
     version = np.maximum(np.arange(num_updates)[:, None] - delay, 0).astype(np.int32)
@@ -110,8 +110,10 @@ def check(trace: Trace) -> None:
 
     >>> check(none(3))
     """
+    check_kind("trace", trace, Trace)
     worker, version = np.asarray(trace.worker), np.asarray(trace.read_version)
-    if worker.ndim != 1 or version.ndim not in (1, 2) or len(worker) != len(version):
+    shaped = worker.ndim == 1 and version.ndim in (1, 2) and len(worker) == len(version)
+    if not shaped or version.shape[1:] == (0,):
         raise InputError(
             "trace must have worker [m] and read_version [m] or [m, G], got shapes "
             f"{worker.shape} and {version.shape}."
@@ -129,20 +131,28 @@ def check(trace: Trace) -> None:
             "trace.read_version must lie between 0 and the update's own index, got "
             f"{int(version[(version < 0) | (version > landed)][0])}."
         )
-    beside = (
-        {} if trace.times is None else {f"times.{k}": v for k, v in trace.times._asdict().items()}
-    )
+    beside: dict[str, np.ndarray] = {}
+    if trace.times is not None:
+        times = check_kind("trace.times", trace.times, Times)._asdict()
+        beside |= {f"times.{name}": np.asarray(each) for name, each in times.items()}
     if trace.scale is not None:
-        beside["scale"] = trace.scale
+        beside["scale"] = np.asarray(trace.scale)
     for name, values in beside.items():
-        if np.shape(values) != worker.shape:
+        if values.shape != worker.shape:
             raise InputError(
                 f"trace.{name} must have a number for each of the {len(worker)} updates, got shape "
-                f"{np.shape(values)}."
+                f"{values.shape}."
             )
-    if trace.scale is not None and not np.all((trace.scale >= 0) & (trace.scale < np.inf)):
+        if values.dtype.kind not in "iuf":
+            raise InputError(f"trace.{name} must hold numbers, got dtype {values.dtype}.")
+    scale = beside.get("scale", np.ones(0))
+    if not np.all((scale >= 0) & (scale < np.inf)):
         raise InputError("trace.scale must hold finite numbers of at least 0, got another.")
-    if trace.shards is not None and len(worker) and worker.max() >= len(trace.shards):
+    if trace.shards is None:
+        return
+    for shard in check_kind("trace.shards", trace.shards, tuple):
+        check_kind("every entry of trace.shards", shard, Shard)
+    if len(worker) and worker.max() >= len(trace.shards):
         raise InputError(
             f"trace.shards must have one for every worker, got {len(trace.shards)} and worker "
             f"{worker.max()}."
@@ -167,6 +177,7 @@ def lag(trace: Trace) -> np.ndarray:
     >>> lag(Trace(np.array([0, 0]), np.array([0, 0]), sees_own=True)).tolist()
     [0, 1]
     """
+    check_kind("trace", trace, Trace)
     version = np.asarray(trace.read_version)
     if version.ndim == 2:
         version = version.min(axis=1)
@@ -189,6 +200,7 @@ def staleness(trace: Trace) -> np.ndarray:
 
     Source: Huo and Huang (2016), Assumption 4 and Equation (6).
     """
+    check_kind("trace", trace, Trace)
     version = np.asarray(trace.read_version)
     if version.ndim == 2:
         version = version.min(axis=1)
@@ -222,6 +234,7 @@ def prefix(trace: Trace, count: int) -> Trace:
     >>> prefix(round_robin(5, 2), 3).worker.tolist()
     [0, 1, 0]
     """
+    check_kind("trace", trace, Trace)
     check_count("count", count, least=0, most=len(trace.worker))
     return trace._replace(
         worker=trace.worker[:count],
@@ -253,7 +266,9 @@ def adaptive_scale(delay: Array, concurrency: int) -> Array:
     >>> adaptive_scale(np.array([0, 3, 6]), 3).tolist()
     [1.0, 1.0, 0.5]
     """
-    check_count("concurrency", concurrency)
+    check_count("concurrency", concurrency, limit=INT32)
+    if np.asarray(delay).dtype.kind not in "iuf":
+        raise InputError(f"delay must be numbers, got dtype {np.asarray(delay).dtype}.")
     return concurrency / np.maximum(delay, concurrency)
 
 
@@ -275,6 +290,7 @@ def adaptive(trace: Trace, concurrency: int) -> Trace:
 
     Source: as for `adaptive_scale`.
     """
+    check_kind("trace", trace, Trace)
     return trace._replace(scale=adaptive_scale(staleness(trace), concurrency))
 
 
@@ -290,6 +306,9 @@ def check_longest(trace: Trace, max_delay: int | None) -> None:
 
     >>> check_longest(constant(5, 2), 2)
     """
+    check_kind("trace", trace, Trace)
+    if max_delay is not None:
+        check_count("max_delay", max_delay, least=0)
     longest = int(staleness(trace).max(initial=0))
     if max_delay is not None and longest > max_delay:
         raise InputError(f"trace must have no delay above max_delay = {max_delay}, got {longest}.")
@@ -339,6 +358,6 @@ def contiguous_groups(dim: int, num_groups: int) -> np.ndarray:
     >>> contiguous_groups(5, 2).tolist()
     [0, 0, 0, 1, 1]
     """
-    check_count("dim", dim)
+    check_count("dim", dim, limit=INT32)
     check_count("num_groups", num_groups, most=dim)
     return (np.arange(dim) * num_groups // dim).astype(np.int32)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_kind, check_real, check_reals
 from asvrg.types import Array
+
+_MOST = 1e100  # whose square is a float
 
 
 class Duration(NamedTuple):
@@ -68,7 +70,7 @@ def log_normal(mean: float, variation: float) -> Duration:
 
     Args:
       mean: in seconds, above 0.
-      variation: standard deviation / mean, at least 0.
+      variation: standard deviation / mean, at least 0, at most 1e100.
 
     Returns:
       A Duration.
@@ -81,7 +83,7 @@ def log_normal(mean: float, variation: float) -> Duration:
     (2.0, 0.5)
     """
     check_real("mean", mean, above=True)
-    sigma = math.sqrt(math.log1p(check_real("variation", variation) ** 2))
+    sigma = math.sqrt(math.log1p(check_real("variation", variation, most=_MOST) ** 2))
     mu = math.log(mean) - sigma**2 / 2
     return Duration(float(mean), lambda rng, count: rng.lognormal(mu, sigma, count))
 
@@ -101,11 +103,11 @@ def measured(seconds: Array) -> Duration:
     >>> measured([1.0, 3.0]).mean
     2.0
     """
-    values = np.asarray(seconds, float)
-    if values.ndim != 1 or not len(values) or not np.all(values >= 0) or np.any(np.isinf(values)):
+    values = check_reals("every entry of seconds", seconds)
+    if values.ndim != 1 or not len(values):
         raise InputError(
-            "seconds must be an array [j] of at least one finite number of at least 0, got "
-            f"{np.array2string(values, threshold=5, edgeitems=1)}."
+            "seconds must be an array [j] of at least one finite number of at least 0, got shape "
+            f"{values.shape}."
         )
     return Duration(float(values.mean()), lambda rng, count: rng.choice(values, count))
 
@@ -126,6 +128,7 @@ def scaled(usual: Duration, factor: float) -> Duration:
     >>> scaled(constant(2.0), 1.5).mean
     3.0
     """
+    check_kind("usual", usual, Duration)
     times = check_real("factor", factor, above=True)
     return Duration(usual.mean * times, lambda rng, count: times * usual.draw(rng, count))
 
@@ -147,6 +150,7 @@ def stragglers(usual: Duration, share: float, factor: float) -> Duration:
     >>> round(stragglers(constant(1.0), 0.1, 11.0).mean, 9)
     2.0
     """
+    check_kind("usual", usual, Duration)
     _check_straggling(share, factor)
 
     def draw(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -172,7 +176,7 @@ def slow_workers(num_workers: int, share: float, factor: float) -> np.ndarray:
     >>> slow_workers(4, 0.25, 10.0).tolist()
     [1.0, 1.0, 1.0, 10.0]
     """
-    check_count("num_workers", num_workers)
+    check_count("num_workers", num_workers, limit=INT32)
     _check_straggling(share, factor)
     slow = np.arange(num_workers) >= num_workers - round(share * num_workers)
     return np.where(slow, float(factor), 1.0)

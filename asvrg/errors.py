@@ -49,7 +49,8 @@ def diverged(what: str, epoch: int, lr: float, update: int | None = None) -> Div
     when = f"after epoch {epoch}" if update is None else f"in update {update} of epoch {epoch}"
     return DivergedError(
         f"{what} is not a finite number {when} with step {lr:g}; the step (--lr) is probably too "
-        "large for this problem, or the data hold numbers that are not finite."
+        "large for this problem, or the data hold numbers that are not finite or labels out of "
+        "range."
     )
 
 

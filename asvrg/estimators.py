@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import objectives
-from asvrg.errors import check_count, check_real
+from asvrg.errors import INT32, check_count, check_kind, check_real, check_vector
 from asvrg.objectives import MapFn, on_block, take
 from asvrg.schedules import Schedule
 from asvrg.types import Array, Data, Draws, Objective, PyTree, Snapshot
@@ -98,6 +98,7 @@ def sgd(objective: Objective) -> Estimator:
     Source: Robbins and Monro (1951), A stochastic approximation method; the method SGD of Huo and
     Huang (2016), section Experiments.
     """
+    check_kind("objective", objective, Objective)
 
     def prepare(x: Array, data: Data, map_fn: MapFn) -> Snapshot:
         del x, data, map_fn
@@ -132,7 +133,8 @@ def svrg(
       the b m gradients at x_tilde are not computed again; the theory counts them all the same.)
 
     Raises:
-      InputError: `alpha` is neither a finite number nor a function.
+      InputError: `alpha` is neither a finite number nor a function, or `chunk_size` is no whole
+        number of at least 1.
 
     >>> from asvrg import mlp
     >>> svrg(mlp.mlp((4, 3))).grad_evals(100, 10, 20)
@@ -142,6 +144,8 @@ def svrg(
     variance reduction; Huo and Huang (2016), Equations (5) and (16); for alpha, Yin et al. (2025),
     A coefficient makes SVRG effective.
     """
+    check_kind("objective", objective, Objective)
+    check_count("chunk_size", chunk_size)
     if callable(alpha):
         schedule: Schedule | None = alpha
     else:
@@ -231,7 +235,10 @@ def variances(
 
     Source: Yin et al. (2025), A coefficient makes SVRG effective, for the best coefficient.
     """
-    b = check_count("batch_size", batch_size)
+    check_kind("objective", objective, Objective)
+    check_vector("x", x, objective.dim, "objective")
+    check_vector("x_tilde", x_tilde, objective.dim, "objective")
+    b = check_count("batch_size", batch_size, limit=INT32)
     coefficient = check_real("alpha", alpha, least=-np.inf)
     n = objectives.num_samples(data)
     means = [

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from asvrg.errors import InputError, check_choice, check_count, check_real
+from asvrg.errors import INT32, InputError, check_choice, check_count, check_real, said
 from asvrg.objectives import on_block, take
 from asvrg.types import Array, Data, Objective, PyTree
 
@@ -66,14 +66,14 @@ def init(
       key: a jax.random key.
       layer_sizes: inputs, hidden units of each layer, classes.
       activation: relu or tanh.
-      dtype: of the result.
+      dtype: of the result, a kind of floating-point numbers.
 
     Returns:
       x^0, [d], with d the sum of (inputs + 1) * outputs over the layers.
 
     Raises:
-      InputError: fewer than two sizes, one that is no whole number of at least 1, or an unknown
-        activation.
+      InputError: `key` is no single key, fewer than two sizes, one that is no whole number of at
+        least 1, an unknown activation, or another dtype.
 
     >>> init(jax.random.key(0), (784, 100, 10)).shape
     (79510,)
@@ -83,8 +83,12 @@ def init(
     """
     sizes = _check_sizes(layer_sizes)
     gain = {"relu": 2.0, "tanh": 1.0}[check_choice("activation", activation, ACTIVATIONS)]
+    _check_dtype(dtype)
     params = []
-    keys = jax.random.split(key, len(sizes) - 1)
+    try:
+        keys = jax.random.split(key, len(sizes) - 1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"key must be a single key of jax.random, got {said(key)}.") from error
     for layer_key, (rows, columns) in zip(keys, itertools.pairwise(sizes), strict=True):
         weights = jax.random.normal(layer_key, (rows, columns), dtype)
         scale = jnp.asarray((gain / rows) ** 0.5, dtype)
@@ -96,8 +100,9 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     """f_i(x) = softmax cross-entropy of a fully connected network at sample i + (C / 2) ||x||^2.
 
     The batch is a pair: inputs float [b, p], labels int [b] in [0, classes). The dtype of x is the
-    dtype of everything. The functions raise InputError where shapes or dtypes do not fit; that the
-    labels lie in their range is for the caller to see to.
+    dtype of everything. The functions raise InputError where shapes or dtypes do not fit, and where
+    a label lies outside of its range; in compiled code, where labels have no values yet, such a one
+    makes loss and gradients nan.
 
     Args:
       layer_sizes: inputs p, hidden units of each layer, classes; (784, 100, 10) in the paper.
@@ -120,7 +125,7 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
     check_choice("activation", activation, ACTIVATIONS)
     weight = check_real("l2", l2)
     shapes = tuple((rows + 1, columns) for rows, columns in itertools.pairwise(sizes))
-    dim = sum(rows * columns for rows, columns in shapes)
+    dim = _count(sizes)
     # With it, x is a matrix as wide as the first layer, whose first rows are that layer. Where the
     # others are larger, multiplying them by zeros costs more than copying the first one.
     rows, columns = shapes[0]
@@ -134,6 +139,11 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return tuple(params)
 
     def check_batch(x: Array, batch: Data, block: Array | None = None) -> Data:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(f"data must be a pair (inputs, labels), got {type(batch).__name__}.")
+        for name, array in (("x", x), ("inputs", batch[0]), ("labels", batch[1])):
+            if not isinstance(array, np.ndarray | jax.Array):
+                raise InputError(f"{name} must be an array, got {type(array).__name__}.")
         inputs, labels = batch
         fits = inputs.ndim == 2 and inputs.shape[1] == sizes[0] and inputs.dtype == x.dtype
         accepted = (dim,) if block is None else (dim, dim + padding)
@@ -147,6 +157,8 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
                 f"labels must be whole numbers [{inputs.shape[0]}] from 0 to {sizes[-1] - 1}, got "
                 f"{labels.dtype} {list(labels.shape)}."
             )
+        if not isinstance(labels, jax.core.Tracer):
+            _check_labels(np.asarray(labels), sizes[-1])
         return inputs, labels
 
     def forward(x: Array, inputs: Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -172,18 +184,31 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
         return _with_ones(inputs, width)
 
     def regularisation(x: Array) -> jax.Array:
+        if weight == 0:  # else 0 times infinity, for an x whose square is no float
+            return jnp.zeros((), x.dtype)
         return jnp.asarray(weight / 2, x.dtype) * jnp.vdot(x, x)
 
     def loss(x: Array, batch: Data) -> jax.Array:
         inputs, labels = check_batch(x, batch)
-        losses = optax.softmax_cross_entropy_with_integer_labels(forward(x, inputs)[1], labels)
+        logits = forward(x, inputs)[1]
+        # Optax takes the label's logit from the logarithm of the sum; where both are large, their
+        # difference would be lost in rounding.
+        logits -= jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = jnp.where(in_range(labels), losses, jnp.full_like(losses, jnp.nan))
         return jnp.mean(losses) + regularisation(x)
+
+    def in_range(labels: Array) -> jax.Array:
+        return (labels >= 0) & (labels < sizes[-1])
 
     def propagate(x: Array, batch: Data, block: Array | None = None) -> Cache:
         """One forward and backward pass that stops short of the gradients of the weights."""
         inputs, labels = check_batch(x, batch, block)
         activations, logits = forward(x, inputs)
-        delta = jax.nn.softmax(logits) - jax.nn.one_hot(labels, sizes[-1], dtype=x.dtype)
+        truth = jax.nn.one_hot(labels, sizes[-1], dtype=x.dtype)
+        # Else a label outside of its range would be a sample of no class, unnoticed.
+        truth = jnp.where(in_range(labels)[:, None], truth, jnp.full_like(truth, jnp.nan))
+        delta = jax.nn.softmax(logits) - truth
         deltas = [delta]
         for matrix, output in zip(reversed(unravel(x)[1:]), reversed(activations), strict=True):
             slope = (output > 0).astype(x.dtype) if activation == "relu" else 1 - output * output
@@ -250,8 +275,43 @@ def mlp(layer_sizes: Sequence[int], *, activation: str = "relu", l2: float = 0.0
 
 
 def _check_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(layer_sizes, Sequence | np.ndarray):
+        raise InputError(
+            f"layer_sizes must be a sequence of whole numbers, got {type(layer_sizes).__name__}."
+        )
     check_count("the number of layer_sizes", len(layer_sizes), least=2)
-    return tuple(check_count("every entry of layer_sizes", size) for size in layer_sizes)
+    sizes = tuple(check_count("every entry of layer_sizes", size) for size in layer_sizes)
+    if (dim := _count(sizes)) > INT32:
+        raise InputError(
+            f"layer_sizes must make at most {INT32} coordinates, as indices of them are int32, got "
+            f"{said(dim)}."
+        )
+    return sizes
+
+
+def _count(sizes: tuple[int, ...]) -> int:
+    """d: each layer has a row for every input, and one for the bias."""
+    return sum((rows + 1) * columns for rows, columns in itertools.pairwise(sizes))
+
+
+def _check_dtype(dtype: str) -> None:
+    try:
+        real = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        real = False
+    if not real:
+        raise InputError(f"dtype must be float32 or float64, got {said(dtype)}.")
+    if np.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise InputError("dtype must be float32 unless jax_enable_x64 is set, got float64.")
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        raise InputError(
+            f"labels must be whole numbers from 0 to {num_classes - 1}, got "
+            f"{labels[wrong[0]]} at sample {wrong[0]}."
+        )
 
 
 def _affine(inputs: Array, matrix: Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from asvrg.errors import InputError, check_count
+from asvrg.errors import InputError, check_count, check_function, check_kind, check_vector
 from asvrg.types import Array, Data, Objective, PyTree
 
 # Runs a function over the starts of the chunks, in any order, and gives the results in theirs.
@@ -57,6 +57,14 @@ def num_samples(data: Data) -> int:
             "data must be a pytree of arrays that share a leading axis of at least one sample, "
             f"got arrays of shape {shapes}."
         )
+    for dtype in {np.dtype(leaf.dtype) for leaf in leaves if isinstance(leaf, np.ndarray)}:
+        if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.number):
+            raise InputError(f"data must be a pytree of arrays of numbers, got dtype {dtype}.")
+        if not dtype.isnative:
+            raise InputError(
+                f"data must be in this machine's byte order, got dtype {dtype}; "
+                "array.astype(array.dtype.newbyteorder('=')) changes it."
+            )
     return lengths.pop()
 
 
@@ -110,7 +118,10 @@ def from_loss(
     >>> objective.grad(jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0]]), None)
     Array([0.5, 1. ], dtype=float32)
     """
-    dtypes = {np.dtype(jnp.result_type(leaf)) for leaf in jax.tree.leaves(params)}
+    check_function("loss", loss)
+    if error is not None:
+        check_function("error", error)
+    dtypes = {_dtype(leaf) for leaf in jax.tree.leaves(params)}
     if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
         raise InputError(
             "params must be a pytree of floating-point arrays of one dtype, got "
@@ -155,6 +166,14 @@ def from_loss(
     )
 
 
+def _dtype(leaf: Any) -> np.dtype:
+    """Of an array or a number; whatever else it is counts as an object."""
+    try:
+        return np.dtype(jnp.result_type(leaf))
+    except (TypeError, ValueError):
+        return np.dtype(object)
+
+
 def on_block(vector: jax.Array, block: Array | None) -> jax.Array:
     """The entries `block` of a vector.
 
@@ -195,7 +214,8 @@ def full_gradient(
       The gradient [d] and the objective's cache, a pytree of arrays with leading axis n.
 
     Raises:
-      InputError: `chunk_size` is not a whole number of at least 1, or the data are malformed.
+      InputError: `chunk_size` is not a whole number of at least 1, the data are malformed, or x is
+        not the objective's [d].
 
     >>> objective = from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
     >>> full_gradient(objective, jnp.zeros(1), jnp.arange(4.0), chunk_size=3)[0]
@@ -203,7 +223,8 @@ def full_gradient(
 
     Source: grad f of Equation (1) in Huo and Huang (2016), Algorithm 1.
     """
-    n = num_samples(data)
+    n = _check(objective, x, data)
+    check_function("map_fn", map_fn)
     chunks = list(_chunks(n, chunk_size))
     sizes = dict(chunks)
     results = map_fn(
@@ -239,13 +260,14 @@ def evaluate(
       Metrics of Python floats.
 
     Raises:
-      InputError: `chunk_size` is not a whole number of at least 1, or the data are malformed.
+      InputError: `chunk_size` is not a whole number of at least 1, the data are malformed, or x is
+        not the objective's [d].
 
     >>> objective = from_loss(lambda w, z: 0.5 * (w - z) ** 2, jnp.zeros(()))
     >>> evaluate(objective, jnp.zeros(1), jnp.arange(4.0), with_grad=True)
     Metrics(loss=1.75, error=nan, grad_norm_sq=2.25)
     """
-    n = num_samples(data)
+    n = _check(objective, x, data)
     loss = error = 0.0
     for start, size in _chunks(n, chunk_size):
         chunk_loss, chunk_error = _chunk_loss(objective, x, data, start, size)
@@ -259,6 +281,13 @@ def evaluate(
         with np.errstate(over="ignore", invalid="ignore"):  # inf and nan say enough
             grad_norm_sq = float(wide @ wide)
     return Metrics(loss, error, grad_norm_sq)
+
+
+def _check(objective: Objective, x: Array, data: Data) -> int:
+    """Returns n if x is the objective's and the data are arrays of numbers."""
+    check_kind("objective", objective, Objective)
+    check_vector("x", x, objective.dim, "objective")
+    return num_samples(data)
 
 
 def _chunks(n: int, chunk_size: int) -> Iterator[tuple[int, int]]:

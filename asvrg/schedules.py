@@ -51,7 +51,14 @@ def polynomial(lr: float, decay: float) -> Schedule:
     Source: Huo and Huang (2016), section Experiments.
     """
     alpha, beta = check_real("lr", lr, above=True), check_real("lr_decay", decay)
-    return lambda epoch: alpha / (1.0 + epoch) ** beta
+
+    def rate(epoch: int) -> float:
+        try:
+            return alpha / (1.0 + epoch) ** beta
+        except OverflowError:  # `check_rate` says what that means
+            return 0.0
+
+    return rate
 
 
 def check_rate(lr: float, dtype: np.dtype, *, name: str = "lr") -> np.ndarray:

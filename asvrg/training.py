@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from asvrg.errors import check_count, diverged
+from asvrg.errors import INT32, check_count, check_function, check_kind, diverged
 from asvrg.schedules import Schedule, check_rate
 from asvrg.types import Array, Driver, EpochResult, Halfway, Inside, Pause, Snapshot
 
@@ -76,7 +76,10 @@ def run(
 
     Source: Huo and Huang (2016), the outer loops of Algorithms 1, 2 and 3.
     """
-    check_count("num_epochs", num_epochs, least=state.epoch)
+    check_kind("state", state, EpochResult)
+    check_count("num_epochs", num_epochs, least=state.epoch, limit=INT32)
+    check_kind("driver", driver, Driver)
+    check_function("schedule", schedule)
     if state.epoch < num_epochs:
         driver.warm_up(state.x)
     while state.epoch < num_epochs:

@@ -27,10 +27,20 @@ from typing import NamedTuple
 import numpy as np
 
 from asvrg.durations import Duration
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import (
+    INT32,
+    INT64,
+    InputError,
+    check_count,
+    check_kind,
+    check_real,
+    check_reals,
+    check_switch,
+)
 from asvrg.types import Array, Times, Trace
 
 _CHUNK = 4_096  # durations drawn at once
+_SLICES = 1e6  # time slices of a window, at most
 
 
 class Network(NamedTuple):
@@ -117,8 +127,8 @@ def event_driven(
     >>> trace.worker.tolist(), trace.read_version.tolist(), trace.times.landed.tolist()
     ([0, 1, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4], [4.0, 5.0, 8.0, 9.0, 12.0, 13.0])
     """
-    check_count("num_updates", num_updates)
-    check_count("num_workers", num_workers)
+    check_count("num_updates", num_updates, limit=INT32)
+    check_count("num_workers", num_workers, limit=INT32)
     check_count("seed", seed, least=0)
     _check(cluster)
     slow = [1.0] * num_workers if slowness is None else _check_slowness(slowness, num_workers)
@@ -131,6 +141,7 @@ def event_driven(
     else:
         crowded = num_workers > cluster.cores
         time_slice = cluster.time_slice if crowded else math.inf
+        _check_slices(cluster, max(slow))
         landings = _on_one_machine(slow, jobs, cluster.cores, time_slice)
     log = np.fromiter(landings, _LOG, num_windows)
     counts = np.where(log["window"] == num_windows - 1, short or r, r)
@@ -255,21 +266,26 @@ def time_speedup(serial: Trace, parallel: Trace) -> float:
 
 
 def _landed(name: str, trace: Trace) -> np.ndarray:
+    check_kind(name, trace, Trace)
     if trace.times is None:
         raise InputError(f"{name} must have times, got None: it was made without a clock.")
-    return np.asarray(trace.times.landed)
+    times = check_kind(f"{name}.times", trace.times, Times)
+    return check_reals(f"{name}.times.landed", times.landed)
 
 
 def _check(cluster: Cluster) -> None:
-    check_real("compute.mean", cluster.compute.mean)
-    check_real("service.mean", cluster.service.mean)
-    check_count("updates_per_read", cluster.updates_per_read)
+    check_kind("cluster", cluster, Cluster)
+    check_real("compute.mean", check_kind("compute", cluster.compute, Duration).mean)
+    check_real("service.mean", check_kind("service", cluster.service, Duration).mean)
+    check_count("updates_per_read", cluster.updates_per_read, limit=INT32)
     if (network := cluster.network) is not None:
+        check_kind("network", network, Network)
         check_real("latency", network.latency)
-        if network.bandwidth != math.inf:
+        if not isinstance(network.bandwidth, float) or network.bandwidth != math.inf:
             check_real("bandwidth", network.bandwidth, above=True)
-        check_count("bytes_up", network.bytes_up, least=0)
-        check_count("bytes_down", network.bytes_down, least=0)
+        check_count("bytes_up", network.bytes_up, least=0, limit=INT64)
+        check_count("bytes_down", network.bytes_down, least=0, limit=INT64)
+        check_switch("shared", network.shared)
     check_real("time_slice", cluster.time_slice, above=True)
     if cluster.cores is not None:
         check_count("cores", cluster.cores)
@@ -280,12 +296,22 @@ def _check(cluster: Cluster) -> None:
             )
 
 
+def _check_slices(cluster: Cluster, slowest: float) -> None:
+    """Raises InputError where a window has so many time slices that it would take for ever."""
+    longest = slowest * cluster.compute.mean + cluster.service.mean
+    if longest > _SLICES * cluster.time_slice:
+        raise InputError(
+            f"time_slice must be at least {longest / _SLICES:g} s, a millionth of a window, got "
+            f"{cluster.time_slice!r}."
+        )
+
+
 def _check_slowness(slowness: Array, num_workers: int) -> list[float]:
-    values = np.asarray(slowness, float)
-    if values.shape != (num_workers,) or not np.all((values > 0) & (values < math.inf)):
+    values = check_reals("every entry of slowness", slowness, above=True)
+    if values.shape != (num_workers,):
         raise InputError(
             f"slowness must be an array [{num_workers}] of finite numbers above 0, got shape "
-            f"{values.shape} with {np.array2string(values, threshold=5, edgeitems=1)}."
+            f"{values.shape}."
         )
     return list(values.tolist())
 
@@ -319,6 +345,11 @@ def _jobs(cluster: Cluster, num_windows: int, last: float, seed: int) -> Iterato
 def _draws(name: str, duration: Duration, rng: np.random.Generator) -> Iterator[float]:
     while True:
         seconds = np.asarray(duration.draw(rng, _CHUNK))
+        if seconds.shape != (_CHUNK,) or seconds.dtype.kind not in "iuf":
+            raise InputError(
+                f"{name} must draw as many numbers as it is asked for, got {seconds.dtype} of "
+                f"shape {seconds.shape} for {_CHUNK}."
+            )
         if not np.all((seconds >= 0) & (seconds < math.inf)):
             raise InputError(f"{name} must draw finite numbers of at least 0, got another.")
         yield from seconds.tolist()

@@ -24,7 +24,7 @@ from absl import flags
 from tqdm import tqdm
 
 from asvrg import objectives
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_real
 from benchmarks import figure, measure, results, runner
 from benchmarks.contestants import CONTESTANTS, Contestant, c_floor
 from benchmarks.measure import Result, Setting
@@ -90,10 +90,10 @@ def main(values: flags.FlagValues) -> int:
     rounds, curve_rounds, rate_seconds, limit_seconds = _amounts(values)
     _check_network(values)
     contestants = _contestants(values)
-    folder = recording.claim_folder(values.out_dir, f"benchmarks-{values.dataset}", holds=RESULT)
     problem_ = problem.from_flags(values)
     check_count("--batch_size", values.batch_size, most=len(problem_.train[1]))
     check_count("--block_size", values.block_size, most=problem_.objective.dim)
+    folder = recording.claim_folder(values.out_dir, f"benchmarks-{values.dataset}", holds=RESULT)
     start_loss = objectives.evaluate(problem_.objective, problem_.x0, problem_.train).loss
     title = f"{values.dataset}, cores: {len(os.sched_getaffinity(0))}, rounds: {rounds}"
     failures: dict[str, str] = {}
@@ -144,8 +144,8 @@ def _amounts(values: flags.FlagValues) -> tuple[int, int, float, float]:
         default if value is None else value for value, default in zip(given, preset, strict=True)
     )
     return (
-        check_count("--rounds", rounds),
-        check_count("--curve_rounds", curve_rounds, least=0),
+        check_count("--rounds", rounds, limit=INT32),
+        check_count("--curve_rounds", curve_rounds, least=0, limit=INT32),
         check_real("--rate_seconds", rate_seconds, above=True),
         check_real("--limit_seconds", limit_seconds, above=True),
     )
@@ -231,7 +231,9 @@ def _check_network(values: flags.FlagValues) -> None:
     if len(values.hidden) != 1:
         raise InputError(f"--hidden must be one number here, got {','.join(values.hidden)}.")
     for name in ("batch_size", "block_size", "inner_steps", "read_period", "eval_every"):
-        check_count(f"--{name}", values[name].value)
+        check_count(f"--{name}", values[name].value, limit=INT32)
+    if values.lr is not None:
+        check_real("--lr", values.lr, above=True)
     check_count("--read_period", values.read_period, most=min(values.inner_steps, c_floor.DRAWS))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from asvrg import estimators, objectives
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.types import Array, PyTree
 from benchmarks.contest import Contestant, contest
 from experiments import launch, problem, provenance, recording, tables
@@ -34,9 +34,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Times both, prints their table and writes it as full_gradient.csv."""
-    check_count("--repeats", values.repeats)
-    folder = recording.claim_folder(values.out_dir, f"full_gradient-{values.dataset}", holds=RESULT)
+    check_count("--repeats", values.repeats, limit=INT32)
     problem_ = problem.from_flags(values)
+    folder = recording.claim_folder(values.out_dir, f"full_gradient-{values.dataset}", holds=RESULT)
     estimator = estimators.svrg(problem_.objective)
     weights = [matrix[:-1] for matrix in problem_.objective.unravel(problem_.x0)]
     inputs = np.asarray(problem_.train[0])

@@ -18,7 +18,7 @@ from absl import flags
 
 from asvrg import estimators, sampling
 from asvrg.drivers import simulate, threads
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.types import Array, Data, Driver, Snapshot
 from benchmarks.contest import Contestant, contest
 from experiments import iterations, launch, problem, provenance, recording, tables
@@ -42,15 +42,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Times the contestants, prints their table and writes it as inner_iteration.csv."""
-    check_count("--repeats", values.repeats)
-    check_count("--inner_steps", values.inner_steps)
+    check_count("--repeats", values.repeats, limit=INT32)
+    check_count("--inner_steps", values.inner_steps, limit=INT32)
     num_threads = launch.counts(values, "num_threads")
+    check_count("every entry of --num_threads", max(num_threads), limit=iterations.MOST_WORKERS)
     read_periods = launch.counts(values, "read_periods")
+    check_count("every entry of --read_periods", max(read_periods), limit=INT32)
+    problem_ = problem.from_flags(values)
+    sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
     folder = recording.claim_folder(
         values.out_dir, f"inner_iteration-{values.dataset}", holds=RESULT
     )
-    problem_ = problem.from_flags(values)
-    sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
     estimator = estimators.svrg(problem_.objective)
     drivers = {
         "simulator": simulate.driver(

@@ -25,7 +25,7 @@ from jax.profiler import ProfileData
 
 from asvrg import estimators, sampling, steps
 from asvrg.drivers import threads
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
 from experiments import iterations, launch, problem, provenance, recording, tables
 
@@ -64,11 +64,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Profiles, prints the table and writes it as profile.csv."""
-    check_count("--repeats", values.repeats)
-    check_count("--read_period", values.read_period)
-    folder = recording.claim_folder(values.out_dir, f"profile-{values.dataset}", holds=RESULT)
+    check_count("--repeats", values.repeats, limit=INT32)
+    check_count("--read_period", values.read_period, limit=INT32)
     problem_ = problem.from_flags(values)
     window = _Window(values, problem_)
+    folder = recording.claim_folder(values.out_dir, f"profile-{values.dataset}", holds=RESULT)
     for _ in range(3):
         window.run()
     rounds = [window.run() for _ in range(values.repeats)]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from asvrg import estimators
 from asvrg.drivers import threads
-from asvrg.errors import DriverError, check_count
+from asvrg.errors import INT32, DriverError, check_count
 from asvrg.types import Driver, Snapshot
 from experiments import files, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREY, ORANGE
@@ -78,13 +78,13 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Measures all K in turn, and writes scaling.csv and scaling.png."""
     for name in ("read_period", "inner_steps", "rounds"):
-        check_count(f"--{name}", values[name].value)
+        check_count(f"--{name}", values[name].value, limit=INT32)
     if values.alone:
         return _alone(values)
     workers = _workers(values)
-    folder = recording.claim_folder(values.out_dir, f"scaling-{values.dataset}", holds=RESULT)
     problem_ = problem.from_flags(values)
     drivers = {count: _driver(values, problem_, count) for count in workers}
+    folder = recording.claim_folder(values.out_dir, f"scaling-{values.dataset}", holds=RESULT)
     for driver in drivers.values():
         driver.warm_up(problem_.x0)
     snapshot = drivers[workers[0]].prepare(problem_.x0)
@@ -115,7 +115,9 @@ def _cores() -> int:
 
 def _workers(values: flags.FlagValues) -> list[int]:
     if values.workers is not None:
-        return sorted({1, *launch.counts(values, "workers")})
+        given = launch.counts(values, "workers")
+        check_count("every entry of --workers", max(given), limit=iterations.MOST_WORKERS)
+        return sorted({1, *given})
     return [1 << power for power in range(_cores().bit_length())]
 
 

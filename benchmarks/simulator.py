@@ -16,7 +16,7 @@ from absl import flags
 
 from asvrg import delays, estimators, schedules
 from asvrg.drivers import simulate
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Driver, Snapshot, Trace
 from benchmarks.contest import Contestant, contest
@@ -40,13 +40,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Times the simulations, prints their table and writes it as simulator.csv."""
-    check_count("--repeats", values.repeats)
-    check_count("--inner_steps", values.inner_steps)
+    check_count("--repeats", values.repeats, limit=INT32)
+    check_count("--inner_steps", values.inner_steps, limit=INT32)
     longest, sizes = launch.counts(values, "delays"), launch.counts(values, "num_runs")
-    folder = recording.claim_folder(values.out_dir, f"simulator-{values.dataset}", holds=RESULT)
+    check_count("every entry of --delays", max(longest), limit=INT32)
+    check_count("every entry of --num_runs", max(sizes), limit=iterations.MOST_WORKERS)
     problem_ = problem.from_flags(values)
     m = values.inner_steps
     sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
+    folder = recording.claim_folder(values.out_dir, f"simulator-{values.dataset}", holds=RESULT)
     estimator = estimators.svrg(problem_.objective)
     traces = {"no delays": delays.none(m)}
     traces |= {f"delays of {delay}": delays.constant(m, delay) for delay in longest}

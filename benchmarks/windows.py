@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from asvrg import delays, estimators, objectives, schedules, training
 from asvrg.drivers import threads
-from asvrg.errors import DivergedError, check_count, check_real
+from asvrg.errors import INT32, DivergedError, check_count, check_real
 from asvrg.types import Driver, EpochResult
 from experiments import files, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREEN, ORANGE, PURPLE
@@ -69,16 +69,18 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Runs all windows in turn, and writes windows.csv and windows.png."""
     for name in ("num_threads", "inner_steps", "num_epochs", "repeats"):
-        check_count(f"--{name}", values[name].value)
+        check_count(f"--{name}", values[name].value, limit=INT32)
     check_real("--lr", values.lr, above=True)
+    check_count("--num_threads", values.num_threads, limit=iterations.MOST_WORKERS)
     read_periods = launch.counts(values, "read_periods")
-    folder = recording.claim_folder(values.out_dir, f"windows-{values.dataset}", holds=RESULT)
+    check_count("every entry of --read_periods", max(read_periods), limit=INT32)
     problem_ = problem.from_flags(values)
     drivers = {
         (read_period, sees_own): _driver(values, problem_, read_period, sees_own)
         for read_period in read_periods
         for sees_own in (True, False)
     }
+    folder = recording.claim_folder(values.out_dir, f"windows-{values.dataset}", holds=RESULT)
     for driver in drivers.values():
         driver.warm_up(problem_.x0)
     rounds = [

@@ -34,6 +34,7 @@ from experiments.datasets import Dataset
 
 FILE = "cifar10_features.npz"
 CHECKPOINT_STEPS = 200  # what a killed process loses at most: some 15 seconds of two cores
+PROVENANCE_BYTES = 1 << 20  # of the description in the file, at most
 CHUNK = 500  # images that are evaluated at once
 
 
@@ -295,6 +296,8 @@ def _check_made_with(out: Path, wanted: Mapping[str, Any]) -> None:
     try:
         # Opened here, as np.load leaves a damaged file open.
         with open(out, "rb") as file, np.load(file, allow_pickle=False) as saved:
+            if saved.zip.getinfo("provenance.npy").file_size > PROVENANCE_BYTES:
+                raise ValueError("a description of this length was not written here")
             made_with = json.loads(str(saved["provenance"]))["resolved"]
         _check_equal(f"--out={out} exists with features", made_with, wanted)
     except InputError:

@@ -8,10 +8,13 @@ from typing import Any
 from absl import flags
 
 from asvrg import sampling
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.sampling import Sampler
 from experiments.methods import Phase
 from experiments.problem import Problem
+
+# Threads of one process and simulated workers: more than any machine has cores for.
+MOST_WORKERS = 1 << 14
 
 
 def define_flags(values: flags.FlagValues, *, inner_steps: int) -> None:
@@ -47,9 +50,9 @@ def define_delay_flags(values: flags.FlagValues) -> None:
 
 def check_flags(values: flags.FlagValues) -> None:
     """Raises InputError unless the numbers among the flags are accepted; early, before the data."""
-    check_count("--inner_steps", values.inner_steps)
+    check_count("--inner_steps", values.inner_steps, limit=INT32)
     if values.max_delay is not None:
-        check_count("--max_delay", values.max_delay, least=0)
+        check_count("--max_delay", values.max_delay, least=0, limit=INT32)
 
 
 def describe(problem_: Problem, sampler: Sampler, phases: Sequence[Phase]) -> dict[str, Any]:
@@ -86,9 +89,11 @@ def make_sampler(
       A Sampler.
 
     Raises:
-      InputError: --batch_size is not accepted.
+      InputError: --batch_size or --block_size is not accepted.
     """
     n, dim = len(problem_.train[1]), problem_.objective.dim
     batch_size = min(10, n) if values.batch_size is None else values.batch_size
     check_count("--batch_size", batch_size, most=n)
+    if block_size is not None:
+        check_count("--block_size", block_size, most=dim)
     return sampling.sampler(n, dim, batch_size=batch_size, block_size=block_size, seed=values.seed)

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from asvrg.errors import DivergedError, DriverError, InputError, check_count, check_real
-from experiments import compilations
+from experiments import compilations, flag_errors
 
 # Exit codes, beside 0: done.
 FAILED = 1
@@ -75,7 +75,7 @@ def _run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues, argv
         with compilations.kept(os.environ):
             return main(values)
     except (flags.Error, InputError) as error:
-        return _report(error, BAD_INPUT)
+        return _report(flag_errors.told(error), BAD_INPUT)
     except UnicodeDecodeError:
         return _report("--flagfile must name a text file with a flag on each line.", BAD_INPUT)
     except (DivergedError, DriverError) as error:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from absl import flags
 
 from asvrg import estimators, schedules
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_real
 from asvrg.estimators import Estimator
 from asvrg.schedules import Schedule
 from asvrg.types import Objective
@@ -157,13 +158,13 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
       InputError: a flag's value is not accepted, or does not belong to the method.
     """
     method = values.method
-    check_count("--num_epochs", values.num_epochs)
+    check_count("--num_epochs", values.num_epochs, limit=INT32)
     for name in ("alpha", "alpha_epochs"):
         if method == "sgd" and launch.given(values, name):
             raise InputError(f"--{name} belongs to --method=svrg or sgd_svrg, got --method=sgd.")
     alpha = Alpha(check_real("--alpha", values.alpha, least=-math.inf), values.alpha_epochs)
     if alpha.epochs is not None:
-        check_count("--alpha_epochs", alpha.epochs)
+        check_count("--alpha_epochs", alpha.epochs, limit=INT32)
     if method != "sgd_svrg":
         for name in ("pretrain_epochs", "pretrain_lr", "pretrain_lr_decay"):
             if launch.given(values, name):
@@ -174,6 +175,7 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
         values.num_epochs,
         alpha,
     )
+    _check_steps(main, values.dtype, "--lr")
     if method != "sgd_svrg":
         return [main]
     check_count("--pretrain_epochs", values.pretrain_epochs)
@@ -183,7 +185,20 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
             f"{values.num_epochs} and {values.pretrain_epochs}."
         )
     pretraining = Phase("sgd", _step(values, "pretrain_lr", tuned["sgd"]), values.pretrain_epochs)
+    _check_steps(pretraining, values.dtype, "--pretrain_lr")
     return [pretraining, main]
+
+
+def _check_steps(phase: Phase, dtype: str, flag: str) -> None:
+    """Raises InputError where the first or the last step is 0 or infinite in the dtype of x."""
+    for epoch in (0, phase.num_epochs - 1):
+        eta = phase.schedule(epoch)
+        if eta == 0:
+            raise InputError(
+                f"{flag}_decay must leave a step above 0 in every epoch, got {phase.step.decay!r}, "
+                f"with which that of epoch {epoch} is 0."
+            )
+        schedules.check_rate(eta, np.dtype(dtype), name=f"the step by {flag} in epoch {epoch}")
 
 
 def _step(values: flags.FlagValues, flag: str, default: Step) -> Step:

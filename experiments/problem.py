@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from asvrg import mlp, objectives
-from asvrg.errors import check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_real
 from asvrg.types import Array, Data, Objective
 from experiments import datasets
 
@@ -105,8 +105,17 @@ def from_recorded(given: Mapping[str, Any], data_dir: str | None) -> Problem:
     values = flags.FlagValues()
     define_flags(values)
     values.mark_as_parsed()
-    for name in set(values) & set(given):
-        values[name].value = given[name]
+    for name in sorted(set(values) & set(given)):
+        said = given[name]
+        if said is None and values[name].default is None:
+            continue
+        try:
+            values[name].parse(",".join(said) if isinstance(said, list) else str(said))
+        except (flags.Error, TypeError) as error:
+            raise InputError(
+                f"the record of a run must hold flags that are accepted, got --{name}={said!r} "
+                f"({error})."
+            ) from error
     if data_dir is not None:
         values["data_dir"].value = data_dir
     return from_flags(values)
@@ -127,7 +136,11 @@ def from_flags(values: flags.FlagValues) -> Problem:
     check_count("--seed", values.seed, least=0)
     check_real("--l2", values.l2)
     hidden = [
-        check_count("every entry of --hidden", int(size) if size.strip().isdecimal() else size)
+        check_count(
+            "every entry of --hidden",
+            int(size) if size.strip().isdecimal() else size,
+            limit=INT32,
+        )
         for size in values.hidden
     ]
     if values.dtype == "float64":

@@ -102,6 +102,11 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises InputError unless the numbers among the flags are accepted; early, before the data."""
+    check_real("--checkpoint_seconds", values.checkpoint_seconds)
+
+
 def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Path:
     """Makes the folder for a run's results.
 
@@ -150,7 +155,6 @@ def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -
       InputError: the folder cannot be used, its checkpoints are damaged or another run's, or
         --resume or --noresume does not fit.
     """
-    check_real("--checkpoint_seconds", values.checkpoint_seconds)
     return Recorder(
         claim_folder(_folder_to_resume(values, name), name),
         {"program": name.partition("-")[0], **config},

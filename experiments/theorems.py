@@ -17,8 +17,9 @@ from typing import Any
 import jax.numpy as jnp
 from absl import flags
 
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_real
 from experiments import launch, problem, provenance, recording, tables
+from experiments.problem import Problem
 from experiments.theory import drawing, smooth_problems, studies
 from experiments.theory.smooth_problems import Smooth
 from experiments.theory.studies import BoundRow, DelayRow, SlopeRow
@@ -54,10 +55,11 @@ def main(values: flags.FlagValues) -> int:
             "--activation must be tanh, got relu: with its kinks there is no L, and no theorem."
         )
     for name in ("num_seeds", "num_updates", "num_singles"):
-        check_count(f"--{name}", values[name].value)
+        check_count(f"--{name}", values[name].value, limit=INT32)
     check_real("--weight", values.weight, above=True)
-    smooth = make_problems(values)
+    problem_ = problem.from_flags(values)
     folder = recording.claim_folder(values.out_dir, "theorems", holds=BOUNDS)
+    smooth = make_problems(values, problem_)
     seeds = range(values.seed, values.seed + values.num_seeds)
     bounds, rates, slopes, delays = [], [], [], []
     for each in smooth:
@@ -88,19 +90,16 @@ def main(values: flags.FlagValues) -> int:
     return 0
 
 
-def make_problems(values: flags.FlagValues) -> list[Smooth]:
+def make_problems(values: flags.FlagValues, problem_: Problem) -> list[Smooth]:
     """The problems that the flags describe.
 
     Args:
       values: parsed, with this binary's flags.
+      problem_: from them.
 
     Returns:
       The logistic problem, the network, or both.
-
-    Raises:
-      InputError: a flag's value is not accepted.
     """
-    problem_ = problem.from_flags(values)
     inputs, labels = problem_.train
     inputs = smooth_problems.of_length_1(inputs)
     found = []

@@ -58,6 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Trains, and leaves metrics.csv, config.json and curves.png in the results folder."""
     iterations.check_flags(values)
+    recording.check_flags(values)
     shard_sizes = _shard_sizes(values)
     phases = methods.phases(values, TUNED[values.dataset])
     launch.configure_mpi(os.environ)

@@ -15,7 +15,7 @@ from absl import flags
 
 from asvrg import delays, sampling
 from asvrg.drivers import simulate, threads
-from asvrg.errors import InputError, check_count
+from asvrg.errors import INT32, InputError, check_count
 from asvrg.theory import Setting
 from asvrg.types import Driver, EpochResult, Trace
 from experiments import (
@@ -115,6 +115,7 @@ def main(values: flags.FlagValues) -> int:
 
     In the folder of the same run, interrupted or shorter, it goes on with that run.
     """
+    recording.check_flags(values)
     _check_driver_flags(values)
     problem_ = problem.from_flags(values)
     sampler = make_sampler(values, problem_)
@@ -240,8 +241,8 @@ def _simulated_trace(values: flags.FlagValues, epoch: int) -> Trace:
 
 def _check_driver_flags(values: flags.FlagValues) -> None:
     iterations.check_flags(values)
-    check_count("--num_threads", _num_threads(values))
-    check_count("--read_period", values.read_period)
+    check_count("--num_threads", _num_threads(values), limit=iterations.MOST_WORKERS)
+    check_count("--read_period", values.read_period, limit=INT32)
     check_count("--read_groups", values.read_groups)
     check_count("--delay", values.delay, least=0, most=values.inner_steps)
     other = {

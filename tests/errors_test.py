@@ -115,7 +115,8 @@ def test_choices() -> None:
     for bad in ("Locked", "", None, 3):
         with pytest.raises(InputError) as error:
             check_choice("write", bad, ("locked", "lock_free"))
-        assert str(error.value) == f"write must be one of locked, lock_free, got {bad!r}."
+        guess = "; did you mean locked?" if bad == "Locked" else ""
+        assert str(error.value) == f"write must be one of locked, lock_free, got {bad!r}{guess}."
 
 
 def test_an_input_error_is_a_value_error() -> None:

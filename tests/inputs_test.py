@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asvrg import mlp
 from asvrg.errors import InputError
 from asvrg.fitting import inputs
 from asvrg.objectives import Metrics
@@ -148,11 +147,11 @@ BATCHES = "loss is called with one sample at a time, here arrays of shape (2,), 
         ({"loss": search}, "a gradient that jax can take in reverse mode, and for a batch by jax."),
         ({"loss": outside}, "by jax.vmap, got ValueError: Pure callbacks do not support JVP"),
         (
-            {"loss": mlp.mlp((784, 3)), "params": np.zeros(2355, "float32"), "data": LABELLED},
+            {"loss": problems.get("logistic").objective, "params": np.ones(4), "data": LABELLED},
             "data must be such as the Objective's loss takes, got ",
         ),
         (
-            {"loss": mlp.mlp((784, 3)), "params": np.zeros(2355, "float32"), "data": LABELLED},
+            {"loss": problems.get("logistic").objective, "params": np.ones(4), "data": LABELLED},
             " for a batch of one sample, a dict with arrays of shape (1, 784), (1,).",
         ),
         ({"error": lambda w, sample: w > 0}, "error must return a scalar for one sample, got shap"),

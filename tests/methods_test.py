@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from asvrg.errors import InputError
-from experiments import methods
+from experiments import methods, problem
 from experiments.methods import Step
 
 TUNED = {"sgd": Step(0.3, 0.1), "svrg": Step(0.5, 0.0)}
@@ -14,6 +14,7 @@ TUNED = {"sgd": Step(0.3, 0.1), "svrg": Step(0.5, 0.0)}
 
 def phases(*arguments: str) -> list[methods.Phase]:
     values = flags.FlagValues()
+    problem.define_flags(values)
     methods.define_flags(values, pretrain_epochs=10)
     values(["binary", *arguments])
     return methods.phases(values, TUNED)

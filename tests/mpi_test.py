@@ -162,6 +162,30 @@ def test_a_job_outlives_killed_workers(victims: list[int], tmp_path: pathlib.Pat
     assert objective.loss(x[-1], data) < 0.7 * objective.loss(x[0], data)
 
 
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_rank_that_stands_still_for_a_while_goes_on(stopped: int, tmp_path: pathlib.Path) -> None:
+    spec = Spec(inner_steps=400, num_epochs=8)
+
+    def on_start(job: subprocess.Popen) -> None:
+        def stop_for_a_while() -> None:
+            kill(tmp_path, stopped, "0.2", signal.SIGSTOP)
+            time.sleep(1.0)
+            kill(tmp_path, stopped, "0.2", signal.SIGCONT)
+
+        threading.Thread(target=stop_for_a_while, daemon=True).start()
+
+    job = run(tmp_path, [spec._asdict()], 4, fault_tolerant=True, on_start=on_start)
+    assert job.returncode == 0, job.stderr
+    assert "died" not in job.stderr
+    x, traces, alive = read(tmp_path, 0)
+    assert alive == [1, 2, 3]
+    assert [len(trace.worker) for trace in traces] == [400] * 8
+    assert distance_to_replay(spec, x, traces) < 1e-12
+    if stopped:
+        # Its update landed last of those of an epoch which the others have done meanwhile.
+        assert max(delays.staleness(trace).max() for trace in traces) > 50
+
+
 @pytest.mark.parametrize("launch", ["ulfm", "openmpi", "mpich"])
 def test_a_killed_server_leaves_no_worker_behind(launch: str, tmp_path: pathlib.Path) -> None:
     spec = Spec(inner_steps=400, num_epochs=10_000)

@@ -12,7 +12,7 @@ from absl import flags
 
 from asvrg import theory
 from asvrg.theory import Setting
-from experiments import datasets, theorems
+from experiments import datasets, problem, theorems
 from tests.binaries import run
 
 SMALL = (
@@ -34,7 +34,7 @@ def test_the_logistic_problem_tells_small_labels_from_large_ones():
     values = flags.FlagValues()
     theorems.define_flags(values)
     values(["binary", "--problem=logistic", "--num_train=100"])
-    (made,) = theorems.make_problems(values)
+    (made,) = theorems.make_problems(values, problem.from_flags(values))
     labels = datasets.load("digits", None, 100, None, 0).train_labels
     assert made.smoothness == pytest.approx(0.25 + 2 * 0.1)
     assert np.array_equal(np.asarray(made.data[1]), np.where(labels > np.median(labels), 1.0, -1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from asvrg import delays
-from experiments import replay, traces
+from experiments import checkpoints, replay, traces
 from tests import binaries, mpi_jobs
 
 pytestmark = pytest.mark.timeout(150)
@@ -126,6 +127,35 @@ def test_a_run_that_outlived_a_worker_is_replayed_to_the_bit(tmp_path: Path, cap
     assert died_in_a_snapshot or "equal to the bit   30 of 30 epochs" in printed
     workers = (tmp_path / "delays.csv").read_text().splitlines()[1:]
     assert {line.split(",")[0] for line in workers} == {"0", "1", "2"}
+
+
+def test_a_job_that_is_told_to_end_goes_on_inside_of_its_epoch(tmp_path: Path) -> None:
+    """With one worker to the bit: mpiexec hands SIGTERM on, and leaves the server a moment."""
+    flags = ["--inner_steps=15000", "--lr=0.01", "--checkpoint_seconds=0.05", "--num_epochs=2"]
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+
+    def on_start(job: subprocess.Popen) -> None:
+        threading.Thread(target=terminate, args=(parts, job), daemon=True).start()
+
+    ended = run(parts, *flags, ranks=2, fault_tolerant=True, on_start=on_start)
+    assert ended.returncode != 0
+    reached = checkpoints.load(parts)
+    assert reached is not None
+    assert reached.state.inside is not None
+    again = run(parts, *flags, ranks=2, fault_tolerant=True)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"goes on after \d+ updates of epoch \d of 2", again.stderr)
+    assert run(whole, *flags, ranks=2, fault_tolerant=True).returncode == 0
+    one, two = binaries.read_metrics(parts), binaries.read_metrics(whole)
+    assert binaries.without_clock(one) == binaries.without_clock(two)
+
+
+def terminate(folder: Path, job: subprocess.Popen) -> None:
+    """Sends SIGTERM to mpiexec in the midst of an epoch."""
+    until = time.monotonic() + 60
+    while not list((folder / "checkpoint").glob("[1-9]*[0-9]")) and time.monotonic() < until:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
 
 
 def kill_a_worker(folder: Path, job: subprocess.Popen, victim: list[int]) -> None:

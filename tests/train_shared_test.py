@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from asvrg import delays
-from experiments import problem, traces, train_shared
+from experiments import checkpoints, problem, traces, train_shared
 from tests.binaries import SMALL, read_metrics, run, without_clock
 
 pytestmark = pytest.mark.timeout(180)
@@ -217,19 +217,43 @@ def wait_for_lines(process: subprocess.Popen[str], metrics: Path, count: int) ->
         time.sleep(0.02)
 
 
-def test_interrupt_ends_the_process_and_keeps_what_is_written(tmp_path):
-    with running("--num_epochs=100000", f"--out_dir={tmp_path}") as process:
-        wait_for_lines(process, tmp_path / "metrics.csv", 4)
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_where_it_can_go_on(tmp_path, number, code):
+    """In the midst of a long epoch, and to the bit."""
+    flags = ("--num_threads=1", "--inner_steps=40000", "--checkpoint_seconds=0.05", "--lr=0.01")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with running("--num_epochs=9", *flags, f"--out_dir={parts}") as process:
+        while not [step for step in checkpoint_steps(parts) if step]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
         out, err = process.communicate()
-    assert process.returncode == 130
-    assert "interrupted" in err
+    assert process.returncode == code
+    assert f"interrupted by {signal.Signals(number).name}." in err
     assert "Traceback" not in err
-    rows = read_metrics(tmp_path)
-    assert f"The same command with --out_dir={tmp_path} goes on after " in err
-    assert f"epochs             {rows[-1]['epoch']} of 100000" in out
-    assert all(None not in row.values() for row in rows)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    reached = checkpoints.load(parts)
+    updates = len(reached.state.inside.halfway.trace.worker)
+    epoch = reached.state.epoch
+    assert (
+        f"The same command with --out_dir={parts} goes on after {updates} updates of epoch "
+        f"{epoch + 1} of 9.\n"
+    ) in err
+    assert f"epochs             {epoch} of 9" in out
+    rows = read_metrics(parts)
+    assert [int(row["epoch"]) for row in rows] == list(range(epoch + 1))
+    assert (parts / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    for folder in (parts, whole):
+        arguments = (*SMALL, *flags, f"--num_epochs={epoch + 1}", f"--out_dir={folder}")
+        assert run(train_shared, *arguments) == 0
+    assert without_clock(read_metrics(parts)) == without_clock(read_metrics(whole))
+    seconds = [float(row["seconds"]) for row in read_metrics(parts)]
+    assert seconds == sorted(seconds)
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    names = [path.name for path in (folder / "checkpoint").glob("*")]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def test_interrupt_while_xla_compiles_is_no_crash(tmp_path, monkeypatch):

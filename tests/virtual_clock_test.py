@@ -337,7 +337,7 @@ NEGATIVE = Duration(1.0, lambda rng, count: rng.normal(size=count))
             lambda: event_driven(1, 2, CLUSTER, seed=0, slowness=[1]),
             r"slowness must be an array \[2\]",
         ),
-        (lambda: event_driven(1, 1, CLUSTER, seed=0, slowness=[0]), "finite numbers above 0"),
+        (lambda: event_driven(1, 1, CLUSTER, seed=0, slowness=[0]), "a finite number above 0"),
         (
             lambda: event_driven(1, 1, CLUSTER._replace(compute=NEGATIVE), seed=0),
             "compute must draw finite numbers of at least 0",

@@ -73,6 +73,12 @@ def save(folder: Path, step: int, content: Content) -> None:
     Raises:
       InputError: orbax is not installed.
       OSError: it cannot be written; the checkpoints before are as they were.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     save(Path(name), 7, Content({"epoch": 2}, {"x": np.zeros(3)}))
+    ...     load(Path(name), "the folder must be one", lambda content: content.record["epoch"])
+    2
     """
     with _signals_wait():
         _orbax_files().save(folder, step, _packed(content), keep=KEPT)
@@ -93,6 +99,8 @@ def load(folder: Path, must_be: str, decode: Callable[[Content], T]) -> T | None
     Raises:
       InputError: all checkpoints are damaged, or of another version of the format; or orbax is not
         installed.
+
+    >>> load(Path("no", "such", "folder"), "the folder must be one", lambda content: content)
     """
     if not folder.is_dir():
         return None
@@ -164,6 +172,11 @@ def to_state(content: Content) -> EpochResult:
 
     Raises:
       KeyError: an entry is missing.
+
+    >>> halfway = Halfway(np.ones(3), Trace(np.zeros(4, np.int32), np.arange(4)))
+    >>> state = EpochResult(2, np.zeros(3), 0.5, 10, 20, None, Inside(halfway, np.ones(3), 0.1))
+    >>> step_of(to_state(of_state(state)))
+    14
     """
     kept, arrays = dict(content.record["state"]), content.arrays
     inside = kept.pop("inside", None)

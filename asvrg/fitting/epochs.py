@@ -13,7 +13,7 @@ import numpy as np
 
 from asvrg import estimators, objectives, sampling, schedules
 from asvrg.drivers import simulate, threads
-from asvrg.errors import InputError, check_choice, check_count, check_real
+from asvrg.errors import INT32, InputError, check_choice, check_count, check_real, check_switch
 from asvrg.fitting import inputs, loop
 from asvrg.fitting.inputs import SampleFn
 from asvrg.fitting.kept import Keeper, digest
@@ -97,9 +97,10 @@ def fit_epochs(
     (6, 0.625)
     """
     check_choice("method", method, METHODS)
-    check_count("num_epochs", num_epochs)
+    check_count("num_epochs", num_epochs, limit=INT32)
     check_count("seed", seed, least=0)
-    check_count("chunk_size", chunk_size)
+    check_count("chunk_size", chunk_size, limit=INT32)
+    check_switch("measure_variance", measure_variance)
     check_real("checkpoint_seconds", checkpoint_seconds)
     if tolerance is not None:
         check_real("tolerance", tolerance, above=True)
@@ -134,7 +135,9 @@ def fit_epochs(
         dim=sampler.dim,
         batch_size=b,
         block_size=sampler.block_size,
-        inner_steps=-(-n // b) if inner_steps is None else check_count("inner_steps", inner_steps),
+        inner_steps=-(-n // b)
+        if inner_steps is None
+        else check_count("inner_steps", inner_steps, limit=INT32),
         num_workers=None if callable(driver) else 1,
         read_period=None,
         pretrain_epochs=0,
@@ -143,8 +146,14 @@ def fit_epochs(
         settings = settings._replace(pretrain_epochs=_pretrain_epochs(pretrain_epochs, num_epochs))
     make_driver: MakeDriver = driver if callable(driver) else simulate.driver
     if driver == "threads":
-        workers = check_count("num_workers", _cores() if num_workers is None else num_workers)
-        period = check_count("read_period", READ_PERIOD if read_period is None else read_period)
+        workers = check_count(
+            "num_workers",
+            _cores() if num_workers is None else num_workers,
+            limit=threads.MOST_THREADS,
+        )
+        period = check_count(
+            "read_period", READ_PERIOD if read_period is None else read_period, limit=INT32
+        )
         settings = settings._replace(num_workers=workers, read_period=period)
         make_driver = functools.partial(threads.driver, num_threads=workers, read_period=period)
     sgd = Phase(estimators.sgd(problem.objective), [0.0] * num_epochs, settings.pretrain_epochs)
@@ -208,8 +217,15 @@ def _of_epochs(
     if not callable(given):
         check(name, given)
         return [float(given)] * num_epochs
-    values = [given(epoch) for epoch in range(num_epochs)]
-    for epoch, value in enumerate(values):
+    values = []
+    for epoch in range(num_epochs):
+        try:
+            values.append(value := given(epoch))
+        except Exception as error:
+            raise InputError(
+                f"{name} must be a number or a function of the epoch, got one that raises "
+                f"{type(error).__name__} for epoch s = {epoch} ({error})."
+            ) from error
         check(f"{name} in epoch s = {epoch}", value)
     return [float(value) for value in values]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import InputError, check_broadcast, check_counts, check_reals
+from asvrg.errors import InputError, check_broadcast, check_counts, check_kind, check_reals
 from asvrg.types import Array
 
 MOST = 2**53  # Whole numbers up to here are exact in float64.
@@ -197,6 +197,7 @@ def tolerated_delay(setting: Setting) -> Array:
 
     Source: ours, from `holds`.
     """
+    check_kind("setting", setting, Setting)
     s = _checked(setting._replace(max_delay=0))
     with np.errstate(over="ignore"):
         void = np.minimum(np.sqrt(s.blocks / 2) / (s.eta * s.smoothness) + 2, MOST)
@@ -222,6 +223,7 @@ class _Checked(NamedTuple):
 
 
 def _checked(setting: Setting) -> _Checked:
+    check_kind("setting", setting, Setting)
     fields = (
         check_reals("lr", setting.lr, above=True),
         check_reals("smoothness", setting.smoothness, above=True),

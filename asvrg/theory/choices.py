@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import InputError, check_broadcast, check_counts, check_reals
+from asvrg.errors import InputError, check_broadcast, check_counts, check_kind, check_reals
 from asvrg.theory.bounds import MOST, Setting, gamma
 from asvrg.types import Array
 
@@ -213,6 +213,7 @@ def sigma(choice: Choice, max_delay: Array = 0) -> Array:
 
 def _chosen(choice: Choice) -> tuple[np.ndarray, ...]:
     """u0, b, n^alpha and d / B, float64, broadcast."""
+    check_kind("choice", choice, Choice)
     u0, batch_size, n, alpha, blocks = check_broadcast(
         check_reals("u0", choice.u0, above=True, most=1.0, below=True),
         check_counts("batch_size", choice.batch_size),

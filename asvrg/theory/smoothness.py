@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import objectives
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import InputError, check_count, check_kind, check_real, check_vector
 from asvrg.types import Array, Data, Objective
 
 
@@ -79,17 +79,13 @@ def estimate_smoothness(
     Source: power iteration; the products with the Hessian as in Pearlmutter (1994), Fast exact
     multiplication by the Hessian.
     """
+    check_kind("objective", objective, Objective)
     check_real("tolerance", tolerance, above=True)
     check_count("max_iterations", max_iterations)
     check_count("seed", seed, least=0)
     check_count("chunk_size", chunk_size)
     n = objectives.num_samples(data)
-    x = jnp.asarray(x)
-    if x.shape != (objective.dim,) or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(
-            f"x must be an array [{objective.dim}] of floating-point numbers, as the objective has "
-            f"it, got shape {x.shape} and dtype {x.dtype}."
-        )
+    x = jnp.asarray(check_vector("x", x, objective.dim, "objective"))
     data = jax.tree.map(jnp.asarray, data)
     chunks = [np.arange(a, min(a + chunk_size, n), dtype=np.int32) for a in range(0, n, chunk_size)]
     v = np.random.default_rng(seed).standard_normal(objective.dim)

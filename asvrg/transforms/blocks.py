@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asvrg.errors import InputError, check_count
-from asvrg.transforms.trees import known
+from asvrg.errors import INT32, INT64, InputError, check_count
+from asvrg.transforms.trees import check_arrays, known
 from asvrg.types import Array, PyTree
 
 
@@ -56,17 +56,18 @@ def random_block(block_size: int, *, seed: int = 0) -> optax.GradientTransformat
 
     Source: Huo and Huang (2016), Algorithm 1.
     """
-    if (number := known(block_size)) is not None:
-        check_count("block_size", number)
-    if (number := known(seed)) is not None:
-        check_count("seed", number, least=0)
+    if known(block_size):
+        check_count("block_size", block_size, limit=INT32)
+    if known(seed):
+        check_count("seed", seed, least=0, limit=INT64)
 
     def init(params: PyTree) -> RandomBlockState:
+        check_arrays(params)
         dim = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
-        if dim > np.iinfo(np.int32).max:
+        if dim > INT32:
             raise InputError(f"params must have fewer than 2^31 entries in all, got {dim}.")
-        if (number := known(block_size)) is not None and dim:
-            check_count("block_size", number, most=dim)
+        if known(block_size) and dim:
+            check_count("block_size", block_size, most=dim)
         return RandomBlockState(jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(seed)))
 
     def update(
@@ -82,6 +83,7 @@ def random_block(block_size: int, *, seed: int = 0) -> optax.GradientTransformat
         sizes = [leaf.size for leaf in leaves]
         dim, starts = sum(sizes), np.cumsum([0, *sizes])[:-1]
         if block is not None:
+            block = _check_block(block)
             kept = [_within(block, int(s), leaf) for s, leaf in zip(starts, leaves, strict=True)]
         else:
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -97,6 +99,14 @@ def random_block(block_size: int, *, seed: int = 0) -> optax.GradientTransformat
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_block(block: Array) -> jax.Array:
+    dtype, shape = getattr(block, "dtype", None), np.shape(block)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 1:
+        found = type(block).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise InputError(f"block must be an array [B] of coordinates, whole numbers, got {found}.")
+    return jnp.asarray(block)
 
 
 def _kept(where: jax.Array, leaf: jax.Array) -> jax.Array:

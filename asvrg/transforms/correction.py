@@ -14,9 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, INT64, InputError, check_count, check_kind, check_real
 from asvrg.estimators import direction
-from asvrg.transforms.trees import at_least_single, copy, fit, inner, is_gap, known, placed
+from asvrg.transforms.trees import (
+    at_least_single,
+    check_arrays,
+    copy,
+    fit,
+    inner,
+    is_gap,
+    known,
+    placed,
+)
 from asvrg.types import PyTree
 
 GradFn = Callable[[PyTree], PyTree]
@@ -134,17 +143,18 @@ def svrg(
             "svrg takes snapshots by one policy, so give every or probability, or neither to take "
             f"them by hand, got every={every!r} and probability={probability!r}."
         )
-    if (number := known(every)) is not None:
-        check_count("every", number)
-    if (number := known(probability)) is not None:
-        check_real("probability", number, above=True, most=1.0)
-    if not callable(alpha) and (number := known(alpha)) is not None:
-        check_real("alpha", number, least=-np.inf)
-    if (number := known(seed)) is not None:
-        check_count("seed", number, least=0)
+    if every is not None and known(every):
+        check_count("every", every, limit=INT32)
+    if probability is not None and known(probability):
+        check_real("probability", probability, above=True, most=1.0)
+    if not callable(alpha) and known(alpha):
+        check_real("alpha", alpha, least=-np.inf)
+    if known(seed):
+        check_count("seed", seed, least=0, limit=INT64)
     automatic = every is not None or probability is not None
 
     def init(params: PyTree) -> SvrgState:
+        check_arrays(params)
         return SvrgState(
             snapshot=jax.tree.map(copy, params),
             full_grad=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=at_least_single(p)), params),
@@ -176,6 +186,7 @@ def svrg(
         **others: Any,
     ) -> tuple[PyTree, SvrgState]:
         del others  # of other transformations in the chain
+        check_kind("state", state, SvrgState)
         _check_extra_args(automatic, params, grad_fn, snapshot_grad, full_grad_fn)
         if automatic:
             due = is_due(state)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import InputError, check_count, check_function, check_kind, check_real
 from asvrg.objectives import CHUNK_SIZE, num_samples
-from asvrg.transforms.trees import at_least_single, fit
+from asvrg.transforms.trees import at_least_single, check_arrays, fit
 from asvrg.types import Array, Data, PyTree
 
 # (parameters, batch) -> the gradient of the mean loss over the batch
@@ -44,6 +44,8 @@ def over_arrays(
     >>> over_arrays(grad_fn, jnp.array(0.0), jnp.arange(4.0), chunk_size=3)
     Array(-1.5, dtype=float32)
     """
+    check_function("grad_fn", grad_fn)
+    check_arrays(params)
     n = num_samples(data)
     check_count("chunk_size", chunk_size)
     size = min(chunk_size, n)
@@ -94,6 +96,10 @@ def over_batches(
     >>> over_batches(grad_fn, jnp.array(0.0), [jnp.arange(3.0), jnp.array([3.0])])
     Array(-1.5, dtype=float32)
     """
+    check_function("grad_fn", grad_fn)
+    check_function("weight", weight)
+    check_kind("batches", batches, Iterable)
+    check_arrays(params)
     mean, total = jax.tree.map(_zero, params), 0.0
     for batch in batches:
         w = check_real("weight", weight(batch), above=True)

@@ -104,14 +104,26 @@ def inner(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum((a.conj() * b).real).astype(jnp.float32)
 
 
-def known(value: Any) -> Any:
-    """A number that can be looked at, or None: optax.inject_hyperparams makes arrays of numbers.
+def known(value: Any) -> bool:
+    """Whether a number can be looked at: optax.inject_hyperparams makes arrays of numbers.
 
     These are traced where its update is jitted.
     """
-    if isinstance(value, jax.core.Tracer):
-        return None
-    return value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check_arrays(params: PyTree) -> None:
+    """Raises InputError unless the leaves of a tree of parameters are arrays or numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_gap):
+        if is_gap(leaf):
+            continue
+        try:
+            jnp.result_type(leaf)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "params must be a pytree of arrays of numbers, got "
+                f"{type(leaf).__name__} in params{jax.tree_util.keystr(path)}."
+            ) from error
 
 
 def is_gap(node: Any) -> bool:

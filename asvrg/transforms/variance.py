@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from asvrg.errors import check_real
-from asvrg.transforms.trees import at_least_single, inner, known
+from asvrg.transforms.trees import at_least_single, check_arrays, inner, known
 from asvrg.types import PyTree
 
 
@@ -56,10 +56,11 @@ def measure_variance(*, decay: float = 0.99) -> optax.GradientTransformationExtr
 
     Source: von Neumann et al. (1941), The mean square successive difference.
     """
-    if (number := known(decay)) is not None:
-        check_real("decay", number, most=1.0, below=True)
+    if known(decay):
+        check_real("decay", decay, most=1.0, below=True)
 
     def init(params: PyTree) -> VarianceState:
+        check_arrays(params)
         return VarianceState(
             previous=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.result_type(p)), params),
             steps=jnp.zeros((), jnp.int32),

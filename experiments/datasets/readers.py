@@ -13,6 +13,7 @@ import lzma
 import math
 import os
 import pickle
+import pickletools
 import tarfile
 import zipfile
 import zlib
@@ -129,6 +130,7 @@ def read_batch(
     _check_sha256(where, raw, sha256)
     expected = f"a dict with 'data', {_times(shape)} bytes, and 'labels', {shape[0]} integers"
     try:
+        _check_opcodes(raw)
         batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # noqa: BLE001, pickle's documentation excludes no exception
         reason = str(error) or type(error).__name__
@@ -190,6 +192,13 @@ class _BatchUnpickler(pickle.Unpickler):
             case ("numpy", "dtype"):
                 return _PickledDtype
         raise pickle.UnpicklingError(f"a use of {module}.{name}, which is refused")
+
+
+def _check_opcodes(raw: bytes) -> None:
+    """Raises an error where a pickle promises more than it holds: pickle takes memory for that."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(raw):
+            raise pickle.UnpicklingError(f"a memo of {argument} entries")
 
 
 def read_members(path: Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:

@@ -10,10 +10,13 @@ import numpy as np
 import optax
 from absl import flags
 
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.types import Array, Data, PyTree
 from experiments import datasets
 from experiments.datasets import Dataset
+
+# More than any of the examples can make use of: what is larger is a slip of the finger.
+THREADS, WIDTH, LAYERS = 1 << 14, 1 << 14, 1 << 8
 
 FOOTNOTE = """
 gradients: of single samples, those of full gradients included.
@@ -108,8 +111,11 @@ def budget(values: flags.FlagValues, num_samples: int) -> Budget:
       InputError: a number among the flags is not accepted.
     """
     b = check_count("--batch_size", values.batch_size, most=num_samples)
-    every = -(-num_samples // b) if values.every is None else check_count("--every", values.every)
-    steps = check_count("--num_epochs", values.num_epochs) * every
+    every = -(-num_samples // b)
+    if values.every is not None:
+        every = check_count("--every", values.every, limit=INT32)
+    steps = check_count("--num_epochs", values.num_epochs, limit=INT32) * every
+    check_count("--num_epochs times --every, the steps,", steps, limit=INT32)
     gradients = values.num_epochs * num_samples + 2 * b * steps
     return Budget(every, steps, gradients // b, gradients)
 

@@ -81,7 +81,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Prints what Adam makes of the same number of gradients, without svrg() and with it."""
-    check_count("--num_threads", values.num_threads)
+    check_count("--num_threads", values.num_threads, most=comparison.THREADS)
     images = comparison.load_images(values)
     shape = (-1, *images.image_shape, 1)
     data = (images.train_inputs.reshape(shape), images.train_labels)

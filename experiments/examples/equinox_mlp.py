@@ -40,8 +40,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Prints what SGD and SVRG make of the same number of gradients."""
-    check_count("--width", values.width)
-    check_count("--num_threads", values.num_threads)
+    check_count("--width", values.width, most=comparison.WIDTH)
+    check_count("--num_threads", values.num_threads, most=comparison.THREADS)
     images = comparison.load_images(values)
     data = (images.train_inputs, images.train_labels)
     test = (images.test_inputs, images.test_labels)

@@ -98,7 +98,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Prints how far above the optimum SGD and SVRG end."""
-    check_count("--num_threads", values.num_threads)
+    check_count("--num_threads", values.num_threads, most=comparison.THREADS)
     jax.config.update("jax_enable_x64", True)
     digits = datasets.load("digits", num_train=values.num_train, seed=values.seed)
     data = (digits.train_inputs.astype(np.float64), digits.train_labels)

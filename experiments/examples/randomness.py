@@ -20,7 +20,7 @@ from absl import flags
 
 import asvrg
 from asvrg import transforms
-from asvrg.errors import check_count
+from asvrg.errors import INT32, check_count
 from asvrg.types import Array
 from experiments import datasets, launch
 
@@ -154,7 +154,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Prints a line for each case."""
-    num_epochs = check_count("--num_epochs", values.num_epochs)
+    num_epochs = check_count("--num_epochs", values.num_epochs, limit=INT32)
     digits = datasets.load("digits", num_train=N, seed=values.seed)
     print(f"{'':24}variance removed   mu off by")
     for case in CASES:

@@ -97,8 +97,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Prints what Adam makes of the same number of gradients, without svrg() and with it."""
     check_count("--length", values.length)
-    check_count("--num_layers", values.num_layers)
-    if check_count("--width", values.width) % Decoder.num_heads:
+    check_count("--num_layers", values.num_layers, most=comparison.LAYERS)
+    check_count("--seed", values.seed, least=0, most=2**32 - 1)
+    if check_count("--width", values.width, most=comparison.WIDTH) % Decoder.num_heads:
         raise InputError(f"--width must be a multiple of 4, got {values.width}.")
     train_windows, test_windows = load_windows(values.length, values.num_train, values.seed)
     n, b = len(train_windows), values.batch_size

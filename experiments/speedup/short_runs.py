@@ -137,7 +137,7 @@ def recorded(path: str) -> tuple[Header, Run]:
             curve = [
                 (float(row["seconds"]), float(row["train_loss"])) for row in csv.DictReader(file)
             ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{metrics} must be the csv of the recorded run ({error}).") from error
     if len(curve) != len(timed) + 1:
         raise InputError(

@@ -51,8 +51,27 @@ class Source(NamedTuple):
     runs: list[Run]
 
 
-def check_flags(values: flags.FlagValues) -> None:
-    """Raises InputError unless the flags belong together."""
+class Asked(NamedTuple):
+    """What is measured, from flags that were all checked; no record says it."""
+
+    problem: Problem
+    sampler: Sampler
+    phase: Phase
+    workers: list[int]
+
+
+def check_flags(values: flags.FlagValues) -> Asked | None:
+    """What the flags ask to be measured; None where records of runs are read.
+
+    Args:
+      values: parsed, with the flags of `predict_speedup`.
+
+    Returns:
+      An Asked, or None.
+
+    Raises:
+      InputError: a flag's value is not accepted, or the flags do not belong together.
+    """
     if values.method == "sgd_svrg":
         raise InputError("--method must be sgd or svrg here, got sgd_svrg.")
     job = launch.started_by_mpiexec(os.environ)
@@ -61,13 +80,27 @@ def check_flags(values: flags.FlagValues) -> None:
     for name in ("workers", "block_size", "read_period"):
         if launch.given(values, name) and (job or values.runs is not None):
             raise InputError(f"--{name} belongs to runs with threads, got --{name} without them.")
+    if values.runs is not None:
+        return None
+    tuned = (train_distributed if job else train_shared).TUNED
+    (phase,) = methods.phases(values, tuned[values.dataset])
+    default = [1, len(os.sched_getaffinity(0))]
+    workers = default if values.workers is None else launch.counts(values, "workers")
+    check_count("every entry of --workers", max(workers), limit=iterations.MOST_WORKERS)
+    problem_ = problem.from_flags(values)
+    dim = problem_.objective.dim
+    block_size = 0 if job else min(1_000, dim) if values.block_size is None else values.block_size
+    check_count("--block_size", block_size, least=0, most=dim)
+    sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
+    return Asked(problem_, sampler, phase, sorted(set(workers)))
 
 
-def from_flags(values: flags.FlagValues) -> Source | None:
+def from_flags(values: flags.FlagValues, asked: Asked | None) -> Source | None:
     """Measures, or reads, what the flags describe.
 
     Args:
       values: parsed, with the flags of `predict_speedup`.
+      asked: from `check_flags`.
 
     Returns:
       A Source; None on the workers of an MPI job.
@@ -75,29 +108,18 @@ def from_flags(values: flags.FlagValues) -> Source | None:
     Raises:
       InputError: a flag's value is not accepted, or a recorded run cannot be used.
     """
-    if values.runs is not None:
+    if asked is None:
         return _recorded(values)
-    in_job = launch.started_by_mpiexec(os.environ)
-    tuned = (train_distributed if in_job else train_shared).TUNED
-    (phase,) = methods.phases(values, tuned[values.dataset])
-    problem_ = problem.from_flags(values)
+    problem_, sampler, phase, workers = asked
     name = f"{values.dataset}-{values.method}"
     cores = _cores(values, len(os.sched_getaffinity(0)))
-    if in_job:
-        sampler = iterations.make_sampler(values, problem_)
+    if launch.started_by_mpiexec(os.environ):
         run = _measure_job(values, problem_, sampler, phase)
         if run is None:
             return None
         return Source(
             f"{name}, MPI", problem_, sampler, phase, values.inner_steps, True, cores, [run]
         )
-    dim = problem_.objective.dim
-    block_size = min(1_000, dim) if values.block_size is None else values.block_size
-    check_count("--block_size", block_size, least=0, most=dim)
-    sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
-    default = [1, len(os.sched_getaffinity(0))]
-    asked = default if values.workers is None else launch.counts(values, "workers")
-    workers = sorted(set(asked))
 
     def driver(num_threads: int) -> Driver:
         return threads.driver(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asvrg import delays
-from asvrg.errors import InputError
+from asvrg.errors import INT32, InputError, check_choice, check_count, check_kind
 from asvrg.types import Shard, Trace
 from experiments.traces import storage
 
@@ -163,9 +163,24 @@ def read_header(folder: Path) -> Header:
     try:
         if found != seal(record):
             raise ValueError("its checksum is another one")
-        return Header(**{name: record[name] for name in Header._fields})
+        header = Header(**{name: record[name] for name in Header._fields})
+        _check_header(header)
     except Exception as error:
         raise InputError(f"{path} is damaged ({error}).") from error
+    return header
+
+
+def _check_header(header: Header) -> None:
+    """Raises InputError where a field is none that a run could have written."""
+    for name in ("num_samples", "dim", "inner_steps", "num_groups"):
+        check_count(name, getattr(header, name), most=INT32)
+    if header.num_workers is not None:
+        check_count("num_workers", header.num_workers, most=INT32)
+    check_choice("dtype", header.dtype, ("float32", "float64"))
+    check_kind("run_id", header.run_id, str)
+    check_kind("config", header.config, dict)
+    for name in ("flags", "resolved"):
+        check_kind(f"config[{name!r}]", header.config.get(name), dict)
 
 
 def seal(record: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def content(path: Path, without: str, *, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.parent} {without}: {path} ({error.strerror}).") from error
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{str(path.parent)!r} {without} ({error}).") from error
 
 
 def read(path: Path, *, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -97,8 +99,14 @@ def read(path: Path, *, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarra
             if sum(info.file_size for info in archive.infolist()) > limit:
                 raise ValueError("its arrays are too large")
             for info in archive.infolist():
-                # Read to its end, where zipfile compares checksums; np.load may not get there.
-                arrays[info.filename.removesuffix(".npy")] = _array(archive.read(info))
+                # What the other methods decompress to in one piece is not limited by what is
+                # asked for.
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"compression method {info.compress_type}")
+                with archive.open(info) as stream:
+                    # To its end, where zipfile compares checksums; np.load may not get there.
+                    packed_array = stream.read(info.file_size) + stream.read(1)
+                arrays[info.filename.removesuffix(".npy")] = _array(packed_array)
         record = json.loads(arrays.pop("record").tobytes())
         if not isinstance(record, dict):
             raise ValueError("its record is no record")

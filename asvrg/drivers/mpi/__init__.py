@@ -34,11 +34,12 @@ import numpy as np
 from absl import logging
 
 from asvrg import objectives, sampling
+from asvrg.drivers import arguments
 from asvrg.drivers.mpi.inner_loop import InnerLoop
 from asvrg.drivers.mpi.protocol import SERVER, TEXT, Plan, RankError, make_plan, vector
 from asvrg.drivers.mpi.server import Server
 from asvrg.drivers.mpi.worker import Worker
-from asvrg.errors import InputError, check_count
+from asvrg.errors import InputError, check_switch
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Driver, Halfway, Pause, Snapshot, Trace
@@ -211,9 +212,9 @@ def driver(
     Source: Huo and Huang (2016), Algorithm 2; the delay-adaptive steps as for
     `delays.adaptive_scale`.
     """
-    check_count("inner_steps", inner_steps)
-    if max_delay is not None:
-        check_count("max_delay", max_delay, least=0)
+    arguments.check(estimator, inner_steps, max_delay)
+    check_switch("overlap", overlap)
+    check_switch("delay_adaptive", delay_adaptive)
     server, exchange = serving.server, serving.exchange
     plan = server.plan
     sums = estimator.grad_and_cache is not None

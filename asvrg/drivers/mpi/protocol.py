@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asvrg.errors import DriverError, InputError, check_count
+from asvrg.errors import INT32, DriverError, InputError, check_choice, check_count, check_kind
 from asvrg.sampling import Sampler
 from asvrg.types import Shard
 
@@ -125,9 +125,10 @@ def make_plan(
     >>> make_plan(spec, np.dtype("float32"), 2, shard_sizes=None, chunk_size=3).units
     (Unit(start=0, size=3), Unit(start=3, size=1), Unit(start=4, size=3))
     """
-    n = sampler.num_samples
+    n = check_kind("sampler", sampler, Sampler).num_samples
+    check_choice("dtype", str(dtype), ("float32", "float64"))
     check_count("num_workers", num_workers, most=n)
-    check_count("chunk_size", chunk_size)
+    check_count("chunk_size", chunk_size, limit=INT32)
     if sampler.block_size is not None:
         raise InputError(
             "sampler must have block_size None, as Algorithms 2 and 3 update all of x, got "
@@ -136,6 +137,7 @@ def make_plan(
     if shard_sizes is None:
         sizes = [n // num_workers + (k < n % num_workers) for k in range(num_workers)]
     else:
+        check_kind("shard_sizes", shard_sizes, Sequence)
         sizes = [check_count("every entry of shard_sizes", size) for size in shard_sizes]
     if len(sizes) != num_workers or sum(sizes) != n:
         raise InputError(

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, objectives, sampling
+from asvrg.drivers import arguments
 from asvrg.drivers.simulate import read_order, ring
 from asvrg.drivers.simulate.parts import Part
 from asvrg.drivers.simulate.sweep import Run, SweepResult, sweep
-from asvrg.errors import InputError, check_count, diverged
+from asvrg.errors import INT32, InputError, check_count, check_function, check_kind, diverged
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Driver, Halfway, Observe, Pause, Snapshot, Trace
@@ -79,9 +80,9 @@ def driver(
     Source: Huo and Huang (2016), Algorithm 1 with Equation (6), and Algorithms 2 and 3 as the
     server sees them.
     """
-    check_count("inner_steps", inner_steps)
-    if max_delay is not None:
-        check_count("max_delay", max_delay, least=0)
+    arguments.check(estimator, inner_steps, max_delay)
+    if trace is not None:
+        check_function("trace", trace)
     n = sampling.check_fits(sampler, objectives.num_samples(data))
     device_data = jax.tree.map(jnp.asarray, data)
 
@@ -89,7 +90,9 @@ def driver(
         return estimator.prepare(x, device_data, map)
 
     def trace_of(epoch: int) -> Trace:
+        check_count("epoch", epoch, least=0, limit=INT32)
         record = delays.none(inner_steps) if trace is None else trace(epoch)
+        check_kind("what trace returns", record, Trace)
         if len(record.worker) != inner_steps:
             raise InputError(
                 f"trace must hold inner_steps = {inner_steps} updates an epoch, got "

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, objectives, sampling
+from asvrg.drivers import arguments
 from asvrg.drivers.simulate import read_order
-from asvrg.errors import InputError, check_count
+from asvrg.errors import INT32, InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.schedules import Schedule, check_rate
@@ -92,10 +93,8 @@ def sweep(
     >>> [round(x, 2) for x in last.x[:, 0].tolist()]  # the minimum is at 1.5
     [0.95, 1.5]
     """
-    check_count("inner_steps", inner_steps)
-    check_count("num_epochs", num_epochs)
-    if max_delay is not None:
-        check_count("max_delay", max_delay, least=0)
+    arguments.check(estimator, inner_steps, max_delay)
+    check_count("num_epochs", num_epochs, limit=INT32)
     runs = list(runs)
     check_count("the number of runs", len(runs))
     spec = runs[0].sampler

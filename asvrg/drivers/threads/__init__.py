@@ -17,9 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, objectives, sampling, steps
+from asvrg.drivers import arguments
 from asvrg.drivers.threads.buffer import add, live_view, shared_buffer
 from asvrg.drivers.threads.claims import Claims
-from asvrg.errors import DriverError, InputError, check_choice, check_count, diverged
+from asvrg.errors import (
+    INT32,
+    DriverError,
+    InputError,
+    check_choice,
+    check_count,
+    check_switch,
+    diverged,
+)
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
 from asvrg.types import Array, Data, Delta, Draws, Driver, Halfway, Pause, Snapshot, Trace
@@ -28,6 +37,7 @@ __all__ = ["READS", "WRITES", "WorkerError", "add", "driver", "live_view", "shar
 
 READS = ("consistent", "inconsistent", "view")
 WRITES = ("locked", "lock_free")
+MOST_THREADS = 1 << 14  # more than any machine has cores for
 
 
 class WorkerError(DriverError):
@@ -113,11 +123,12 @@ def driver(
     Source: Huo and Huang (2016), Algorithm 1; the delay-adaptive steps as for
     `delays.adaptive_scale`.
     """
-    check_count("inner_steps", inner_steps)
-    check_count("num_threads", num_threads)
-    check_count("read_period", read_period)
+    arguments.check(estimator, inner_steps, max_delay)
+    check_count("num_threads", num_threads, limit=MOST_THREADS)
+    check_count("read_period", read_period, limit=INT32)
+    check_switch("sees_own", sees_own)
+    check_switch("delay_adaptive", delay_adaptive)
     if max_delay is not None:
-        check_count("max_delay", max_delay, least=0)
         read_period = min(read_period, max(1, (max_delay + 1) // num_threads))
     check_choice("read", read, READS)
     check_choice("write", write, WRITES)
