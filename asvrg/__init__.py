@@ -4,6 +4,7 @@ Functions in, deltas out: one pure step says what to add to x and where; a drive
 """
 
 from asvrg import (
+    checkpoints,
     delays,
     durations,
     estimators,
@@ -48,6 +49,7 @@ __all__ = [
     "Snapshot",
     "Times",
     "Trace",
+    "checkpoints",
     "delays",
     "durations",
     "estimators",

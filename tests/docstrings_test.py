@@ -20,7 +20,6 @@ from asvrg.drivers import mpi
 # Facades and modules whose names a user reaches.
 MODULES = [
     *(m for m in (getattr(asvrg, name) for name in asvrg.__all__) if isinstance(m, ModuleType)),
-    importlib.import_module("asvrg.checkpoints"),
     importlib.import_module("asvrg.errors"),
     importlib.import_module("asvrg.types"),
     mpi,

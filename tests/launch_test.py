@@ -111,6 +111,33 @@ def test_an_interrupt_that_a_callback_swallows_is_raised_again():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_waits_for_where_the_run_can_go_on_and_the_second_does_not(number, capfd):
+    reached = []
+
+    def main(values):
+        with launch.stopping_where_it_can_go_on() as stop:
+            signal.raise_signal(number)
+            reached.append(stop.received)
+            stop.heed()
+            reached.append("the end")
+
+    assert launch.run(main, no_flags, ["binary"]) == 128 + number
+    assert reached == [number]
+    printed = capfd.readouterr().err
+    assert "stopping where the run can go on later; once more to stop at once" in printed
+    assert f"interrupted by {signal.Signals(number).name}." in printed
+
+    def impatient(values):
+        with launch.stopping_where_it_can_go_on():
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end")
+
+    assert launch.run(impatient, no_flags, ["binary"]) == 130
+    assert reached == [number]
+
+
 def test_ranks_yield_their_core_unless_the_user_says_otherwise() -> None:
     environment = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1000"}
     launch.configure_mpi(environment)

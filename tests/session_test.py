@@ -68,6 +68,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, capsys):
     assert "epochs             2 of 3" in capsys.readouterr().out
 
 
+def test_a_loss_that_explodes_stops_the_run_before_it_overflows(train, capsys):
+    sentence = "the training loss has grown from 3 to 4e\\+04 by epoch 2 with step 1; the step"
+    with pytest.raises(DivergedError, match=sentence):
+        train([3.0, 29_000.0, 40_000.0, 1.0])
+    assert [row.epoch for row in train.recorder.rows] == [0, 1, 2]
+    assert "The same command" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("reached", "num_phases"), [(0, 2), (1, 1), (2, 1)], ids=["phase 1", "between", "phase 2"]
 )

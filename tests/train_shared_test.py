@@ -360,6 +360,26 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(tmp_path, capsys):
     )
 
 
+def test_resume_finds_the_newest_run_of_its_kind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [*SMALL, "--driver=simulate"]
+    assert run(train_shared, *arguments, "--resume") == 2
+    assert (
+        "--resume must find a run to go on with, got none in runs/train_shared-digits-svrg-*"
+        in (capsys.readouterr().err)
+    )
+    for seed in (1, 2):
+        assert run(train_shared, *arguments, "--num_epochs=1", f"--seed={seed}") == 0
+    assert run(train_shared, *arguments, "--num_epochs=2", "--seed=2", "--resume") == 0
+    assert "goes on after epoch 1 of 2" in capsys.readouterr().err
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert [len(read_metrics(folder)) for folder in (first, second)] == [2, 3]
+    assert run(train_shared, *arguments, "--num_epochs=3", "--seed=1", "--resume") == 2
+    assert "holds a run with --seed=2, which goes on with the same flags only" in (
+        capsys.readouterr().err
+    )
+
+
 def test_damaged_checkpoints_never_lose_results(tmp_path, capsys):
     arguments = [*SMALL, "--driver=simulate", "--checkpoint_seconds=0", f"--out_dir={tmp_path}"]
     assert run(train_shared, *arguments) == 0
