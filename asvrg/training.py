@@ -41,7 +41,7 @@ def run(
     A generator: what the caller does between two epochs (evaluation, records) is not timed. One run
     can go on from the state that another one left, with another driver: SGD_SVRG is a few epochs of
     SGD, then SVRG. One that goes on inside of an epoch makes the snapshot anew, from the same
-    x_tilde, with the gradient that was kept.
+    x_tilde, with the gradient that was kept (over MPI the workers take the one that they make).
 
     Args:
       driver: owns x during an epoch.
@@ -126,11 +126,7 @@ def _parts(
             reached = Halfway(*driver.inner_loop(state.x, snapshot, state.epoch, lr))
             is_whole = True
         else:
-            reached = driver.advance(reached, snapshot, state.epoch, lr, pause or _never)
+            reached = driver.advance(reached, snapshot, state.epoch, lr, pause)
             is_whole = len(reached.trace.worker) == driver.inner_steps
         jax.block_until_ready(reached.x)
         yield reached, is_whole, time.perf_counter() - begin
-
-
-def _never() -> bool:
-    return False

@@ -183,8 +183,8 @@ class Driver(NamedTuple):
       inner_steps: m, the updates of an epoch, those of all workers together.
       grad_evals: component gradients that an epoch computes, as the theory counts them.
       advance: (x [d] or a Halfway, snapshot, epoch s, lr, pause) -> Halfway, the inner loop from
-        where it is until `pause` returns True or its trace has m updates; None for a driver that
-        cannot pause.
+        where it is until `pause` returns True or its trace has m updates, without one until then;
+        None for a driver that cannot pause.
     """
 
     prepare: Callable[[Array], Snapshot]
@@ -192,7 +192,7 @@ class Driver(NamedTuple):
     warm_up: Callable[[Array], None]
     inner_steps: int
     grad_evals: int
-    advance: Callable[[Array | Halfway, Snapshot, int, float, Pause], Halfway] | None = None
+    advance: Callable[[Array | Halfway, Snapshot, int, float, Pause | None], Halfway] | None = None
 
 
 class Inside(NamedTuple):

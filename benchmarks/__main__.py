@@ -29,7 +29,7 @@ from benchmarks import figure, measure, results, runner
 from benchmarks.contestants import CONTESTANTS, Contestant, c_floor
 from benchmarks.measure import Result, Setting
 from benchmarks.results import CurveLine, Line, RoundLine
-from experiments import launch, problem, provenance, recording, tables
+from experiments import folders, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
 
 RESULT, ROUNDS, CURVES, FIGURE = "benchmarks.csv", "rounds.csv", "curves.csv", "benchmarks.png"
@@ -41,7 +41,7 @@ START_SECONDS = 120.0  # for imports and compilation, and evaluations besides
 def define_flags(values: flags.FlagValues) -> None:
     """Adds all flags of the benchmarks."""
     problem.define_flags(values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
     flags.DEFINE_bool("quick", False, "Less than two minutes.", flag_values=values)
     flags.DEFINE_integer(
         "rounds", None, f"Default: {FULL[0]}, quick {QUICK[0]}.", flag_values=values
@@ -93,7 +93,7 @@ def main(values: flags.FlagValues) -> int:
     problem_ = problem.from_flags(values)
     check_count("--batch_size", values.batch_size, most=len(problem_.train[1]))
     check_count("--block_size", values.block_size, most=problem_.objective.dim)
-    folder = recording.claim_folder(values.out_dir, f"benchmarks-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"benchmarks-{values.dataset}", holds=RESULT)
     start_loss = objectives.evaluate(problem_.objective, problem_.x0, problem_.train).loss
     title = f"{values.dataset}, cores: {len(os.sched_getaffinity(0))}, rounds: {rounds}"
     failures: dict[str, str] = {}

@@ -20,7 +20,7 @@ from asvrg import estimators, objectives
 from asvrg.errors import INT32, check_count
 from asvrg.types import Array, PyTree
 from benchmarks.contest import Contestant, contest
-from experiments import launch, problem, provenance, recording, tables
+from experiments import folders, launch, problem, provenance, recording, tables
 
 RESULT = "full_gradient.csv"
 
@@ -29,14 +29,14 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds all flags of this benchmark."""
     problem.define_flags(values)
     flags.DEFINE_integer("repeats", 15, "Rounds of both.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
     """Times both, prints their table and writes it as full_gradient.csv."""
     check_count("--repeats", values.repeats, limit=INT32)
     problem_ = problem.from_flags(values)
-    folder = recording.claim_folder(values.out_dir, f"full_gradient-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"full_gradient-{values.dataset}", holds=RESULT)
     estimator = estimators.svrg(problem_.objective)
     weights = [matrix[:-1] for matrix in problem_.objective.unravel(problem_.x0)]
     inputs = np.asarray(problem_.train[0])

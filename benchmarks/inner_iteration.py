@@ -21,7 +21,7 @@ from asvrg.drivers import simulate, threads
 from asvrg.errors import INT32, check_count
 from asvrg.types import Array, Data, Driver, Snapshot
 from benchmarks.contest import Contestant, contest
-from experiments import iterations, launch, problem, provenance, recording, tables
+from experiments import folders, iterations, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
 
 RESULT = "inner_iteration.csv"
@@ -37,7 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_integer("inner_steps", 1_000, "m.", flag_values=values)
     flags.DEFINE_integer("repeats", 15, "Rounds of all contestants.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -50,9 +50,7 @@ def main(values: flags.FlagValues) -> int:
     check_count("every entry of --read_periods", max(read_periods), limit=INT32)
     problem_ = problem.from_flags(values)
     sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
-    folder = recording.claim_folder(
-        values.out_dir, f"inner_iteration-{values.dataset}", holds=RESULT
-    )
+    folder = folders.claim_folder(values.out_dir, f"inner_iteration-{values.dataset}", holds=RESULT)
     estimator = estimators.svrg(problem_.objective)
     drivers = {
         "simulator": simulate.driver(

@@ -27,7 +27,7 @@ from asvrg import estimators, sampling, steps
 from asvrg.drivers import threads
 from asvrg.errors import INT32, check_count
 from asvrg.types import Array, Data, Delta, Draws, Snapshot
-from experiments import iterations, launch, problem, provenance, recording, tables
+from experiments import folders, iterations, launch, problem, provenance, recording, tables
 
 RESULT = "profile.csv"
 LR = 0.1  # small enough for every data set; the time does not depend on it
@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_bool("sees_own", True, "As in train_shared.", flag_values=values)
     flags.DEFINE_integer("repeats", 100, "Windows.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -68,7 +68,7 @@ def main(values: flags.FlagValues) -> int:
     check_count("--read_period", values.read_period, limit=INT32)
     problem_ = problem.from_flags(values)
     window = _Window(values, problem_)
-    folder = recording.claim_folder(values.out_dir, f"profile-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"profile-{values.dataset}", holds=RESULT)
     for _ in range(3):
         window.run()
     rounds = [window.run() for _ in range(values.repeats)]

@@ -29,7 +29,7 @@ from asvrg import estimators
 from asvrg.drivers import threads
 from asvrg.errors import INT32, DriverError, check_count
 from asvrg.types import Driver, Snapshot
-from experiments import files, iterations, launch, problem, provenance, recording, tables
+from experiments import files, folders, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREY, ORANGE
 from experiments.problem import Problem
 
@@ -71,7 +71,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_integer("inner_steps", 8_192, "m, for each thread.", flag_values=values)
     flags.DEFINE_integer("rounds", 9, "Of all of them.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
     flags.DEFINE_bool("alone", False, "One of the processes, by itself.", flag_values=values)
 
 
@@ -84,7 +84,7 @@ def main(values: flags.FlagValues) -> int:
     workers = _workers(values)
     problem_ = problem.from_flags(values)
     drivers = {count: _driver(values, problem_, count) for count in workers}
-    folder = recording.claim_folder(values.out_dir, f"scaling-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"scaling-{values.dataset}", holds=RESULT)
     for driver in drivers.values():
         driver.warm_up(problem_.x0)
     snapshot = drivers[workers[0]].prepare(problem_.x0)

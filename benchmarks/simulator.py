@@ -20,7 +20,7 @@ from asvrg.errors import INT32, check_count
 from asvrg.estimators import Estimator
 from asvrg.types import Array, Data, Driver, Snapshot, Trace
 from benchmarks.contest import Contestant, contest
-from experiments import iterations, launch, problem, provenance, recording, tables
+from experiments import folders, iterations, launch, problem, provenance, recording, tables
 
 RESULT = "simulator.csv"
 LR = 0.1  # small enough for every data set; the time does not depend on it
@@ -35,7 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("block_size", 1_000, "B.", flag_values=values)
     flags.DEFINE_integer("inner_steps", 2_000, "m.", flag_values=values)
     flags.DEFINE_integer("repeats", 15, "Rounds of all contestants.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -48,7 +48,7 @@ def main(values: flags.FlagValues) -> int:
     problem_ = problem.from_flags(values)
     m = values.inner_steps
     sampler = iterations.make_sampler(values, problem_, block_size=values.block_size)
-    folder = recording.claim_folder(values.out_dir, f"simulator-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"simulator-{values.dataset}", holds=RESULT)
     estimator = estimators.svrg(problem_.objective)
     traces = {"no delays": delays.none(m)}
     traces |= {f"delays of {delay}": delays.constant(m, delay) for delay in longest}

@@ -34,7 +34,7 @@ from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Draws, Driver, Snapshot
 from benchmarks import endurance
 from benchmarks.endurance import Line, MemoryLine, Mode
-from experiments import iterations, launch, problem, provenance, recording, tables
+from experiments import folders, iterations, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
 
 RESULT, MEMORY, FIGURE = "soak.csv", "memory.csv", "soak.png"
@@ -113,7 +113,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "B, of threads; 0 for all of x. Default: 1000, or d.",
         flag_values=values,
     )
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -229,7 +229,7 @@ def _processes(job: mpi.Job) -> list[int]:
 
 
 def _report(values: flags.FlagValues, soak: Soak, resolved: dict[str, object]) -> int:
-    folder = recording.claim_folder(values.out_dir, f"soak-{values.driver}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"soak-{values.driver}", holds=RESULT)
     names = _names(values)
     max_delay = soak.in_making - 1 if values.max_delay is None else values.max_delay
     modes = [*(Mode(name, None) for name in names), Mode(names[0], max_delay)]

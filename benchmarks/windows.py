@@ -23,7 +23,7 @@ from asvrg import delays, estimators, objectives, schedules, training
 from asvrg.drivers import threads
 from asvrg.errors import INT32, DivergedError, check_count, check_real
 from asvrg.types import Driver, EpochResult
-from experiments import files, iterations, launch, problem, provenance, recording, tables
+from experiments import files, folders, iterations, launch, problem, provenance, recording, tables
 from experiments.figures import BLUE, GREEN, ORANGE, PURPLE
 from experiments.problem import Problem
 
@@ -63,7 +63,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("lr", 0.5, "eta.", flag_values=values)
     flags.DEFINE_integer("num_epochs", 12, "S.", flag_values=values)
     flags.DEFINE_integer("repeats", 5, "Rounds of all runs.", flag_values=values)
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -80,7 +80,7 @@ def main(values: flags.FlagValues) -> int:
         for read_period in read_periods
         for sees_own in (True, False)
     }
-    folder = recording.claim_folder(values.out_dir, f"windows-{values.dataset}", holds=RESULT)
+    folder = folders.claim_folder(values.out_dir, f"windows-{values.dataset}", holds=RESULT)
     for driver in drivers.values():
         driver.warm_up(problem_.x0)
     rounds = [

@@ -11,44 +11,47 @@ too: with a larger batch (sgd_batch), and with more epochs (sgd_epochs).
 
 Every method has the step of --lr with which its training loss ends lowest on average of two seeds
 that are used for nothing else. In the folder: curves.csv (the runs, epoch by epoch), steps.csv (the
-ends of that search), curves.png and config.json. The same command gives the same csv files.
+ends of that search), curves.png and config.json. The same command gives the same csv files. Every
+run is kept when it is done, in the folder units/: after SIGINT or SIGTERM those under way end and
+no other begins, and the same command with the same --out_dir goes on, with the same results.
 
 Source: Yin et al. (2025), A coefficient makes SVRG effective, ICLR 2025, for alpha-SVRG.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 from absl import flags
 from tqdm import tqdm
 
 from asvrg import mlp
-from asvrg.errors import DivergedError, InputError, check_count
-from experiments import launch, problem, provenance, recording, tables
-from experiments.deep import drawing, runs
+from asvrg.errors import INT32, DivergedError, InputError, check_count
+from experiments import (
+    checkpoints,
+    folders,
+    iterations,
+    launch,
+    problem,
+    provenance,
+    recording,
+    tables,
+    units,
+)
+from experiments.deep import drawing, jobs, runs
+from experiments.deep.jobs import Job
 from experiments.deep.runs import Method, Row, Setting
 
+NAME = "alpha_svrg"
 CURVES, STEPS, FIGURE = "curves.csv", "steps.csv", "curves.png"
 HIDDEN = ["100"] * 6
 SEARCH_SEEDS = 2  # with one, a step that is often unstable can be taken for the best
+SEEDS_AT_MOST = 10_000
 ALPHAS_AT_MOST = len(drawing.OF_ALPHA)
-
-
-class Job(NamedTuple):
-    """One run: a method with a step and a seed, evaluated every so many epochs."""
-
-    method: Method
-    lr: float
-    seed: int
-    every: int
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -82,16 +85,20 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "num_threads", None, "Runs side by side. Default: all cores.", flag_values=values
     )
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
+    folders.define_resume(values)
 
 
 def main(values: flags.FlagValues) -> int:
     """Searches for the steps, runs every method, prints the outcome, writes csv, png and json."""
-    for name in ("batch_size", "num_epochs", "num_seeds"):
-        check_count(f"--{name}", values[name].value)
+    check_count("--num_seeds", values.num_seeds, limit=SEEDS_AT_MOST)
+    for name in ("batch_size", "num_epochs"):
+        check_count(f"--{name}", values[name].value, limit=INT32)
     num_threads = len(os.sched_getaffinity(0))
     if values.num_threads is not None:
-        num_threads = check_count("--num_threads", values.num_threads)
+        num_threads = check_count(
+            "--num_threads", values.num_threads, limit=iterations.MOST_WORKERS
+        )
     tried = sorted(set(launch.reals(values, "lr")))
     alphas = sorted(set(launch.reals(values, "alpha")))
     if len(alphas) > ALPHAS_AT_MOST:
@@ -104,7 +111,8 @@ def main(values: flags.FlagValues) -> int:
             f"times as many, too; got {values.batch_size}."
         )
     setting = make_setting(values, problem_)
-    folder = recording.claim_folder(values.out_dir, "alpha_svrg", holds=CURVES)
+    out_dir = folders.folder_to_resume(values, NAME, checkpoints.UNITS)
+    folder = folders.claim_folder(out_dir, NAME, holds=CURVES, kind=checkpoints.UNITS)
     m = setting.inner_steps
     methods = runs.of_equal_budgets(n, m, values.batch_size, values.num_epochs, alphas)
     compiled = {method: runs.make_epoch(setting, method) for method in methods}
@@ -134,25 +142,30 @@ def main(values: flags.FlagValues) -> int:
     ]
     runs_of_method = len(tried) * len(others) + len(seeds)
     total = sum(runs.grad_evals(each, n, m) * each.num_epochs for each in methods)
-    with tqdm(
-        total=total * runs_of_method,
-        unit="grad",
-        unit_scale=True,
-        file=sys.stderr,
-        mininterval=0.2 if sys.stderr.isatty() else 5.0,
-    ) as bar:
-        found = side_by_side(carry_out, search, num_threads, bar)
+    with (
+        units.kept(folder, NAME, description, len(methods) * runs_of_method) as kept,
+        tqdm(
+            total=total * runs_of_method,
+            initial=sum(Row._make(of_job[-1]).grad_evals for of_job in kept.outcomes()),
+            unit="grad",
+            unit_scale=True,
+            file=sys.stderr,
+            mininterval=0.2 if sys.stderr.isatty() else 5.0,
+        ) as bar,
+    ):
+        found = jobs.side_by_side(carry_out, search, num_threads, bar, kept)
         ends = [of_job[-1] for of_job in found]
         chosen = {method: best_step(method, tried, ends) for method in methods}
         # SGD with more epochs is evaluated where the others have computed as many gradients.
-        jobs = [
+        last = [
             Job(method, chosen[method], seed, round(method.num_epochs / values.num_epochs))
             for method in methods
             for seed in seeds
         ]
-        rows = [row for of_job in side_by_side(carry_out, jobs, num_threads, bar) for row in of_job]
-    description["resolved"]["lr"] = {method.name: lr for method, lr in chosen.items()}
-    recording.write_config(folder, description)
+        found = jobs.side_by_side(carry_out, last, num_threads, bar, kept)
+        rows = [row for of_job in found for row in of_job]
+    resolved = description["resolved"] | {"lr": {each.name: lr for each, lr in chosen.items()}}
+    recording.write_config(folder, kept.config | {"resolved": resolved})
     if ends:
         tables.write_csv(folder / STEPS, ends)
     tables.write_csv(folder / CURVES, rows)
@@ -194,45 +207,6 @@ def make_setting(values: flags.FlagValues, problem_: problem.Problem) -> Setting
         inner_steps=len(labels) // values.batch_size,
         schedule=values.lr_schedule,
     )
-
-
-def side_by_side(
-    carry_out: Callable[[Job, Callable[[int], None]], list[Row]],
-    jobs: Sequence[Job],
-    num_threads: int,
-    bar: tqdm,
-) -> list[list[Row]]:
-    """Does jobs on threads; compiled code runs without the interpreter lock.
-
-    Args:
-      carry_out: a job, and a function to call with the gradients computed -> rows.
-      jobs: any number.
-      num_threads: how many of them at once.
-      bar: of the progress.
-
-    Returns:
-      The rows of each job, in the order of the jobs.
-    """
-    stop = threading.Event()
-
-    def tick(count: int) -> None:
-        if stop.is_set():
-            raise concurrent.futures.CancelledError
-        bar.update(count)
-
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        # The longest first, so that no thread is left with one of them in the end.
-        order = sorted(range(len(jobs)), key=lambda i: -jobs[i].method.num_epochs)
-        futures = {i: pool.submit(carry_out, jobs[i], tick) for i in order}
-        try:
-            for future in concurrent.futures.as_completed(futures.values()):
-                future.result()
-                launch.raise_if_interrupted()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [futures[i].result() for i in range(len(jobs))]
 
 
 def best_step(method: Method, tried: Sequence[float], ends: Sequence[Row]) -> float:

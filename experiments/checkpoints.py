@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from asvrg.errors import InputError
 from asvrg.types import EpochResult
 
 FOLDER = "checkpoint"
+UNITS = "units"  # the folder of a study's, which `units` keeps
 # Flags that may differ from those of the run that a checkpoint goes on with.
 FREE_FLAGS = frozenset(
     {"checkpoint_seconds", "data_dir", "num_epochs", "out_dir", "record", "resume"}
@@ -37,9 +37,9 @@ class Progress(NamedTuple):
     config: dict[str, Any]
 
 
-def exist_in(folder: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, damaged ones included."""
-    return checkpoints.exist_in(folder / FOLDER)
+def exist_in(folder: Path, kind: str = FOLDER) -> bool:
+    """Whether a run's folder holds a checkpoint of a kind, damaged ones included."""
+    return checkpoints.exist_in(folder / kind)
 
 
 def save(folder: Path, progress: Progress) -> None:
@@ -58,7 +58,7 @@ def save(folder: Path, progress: Progress) -> None:
         content.record | {"config": progress.config, "rows": rows},
         content.arrays | {"delay_counts": progress.delay_counts},
     )
-    checkpoints.save(folder / FOLDER, checkpoints.step_of(progress.state), content)
+    checkpoints.save(folder / FOLDER, content)
 
 
 def load(folder: Path) -> Progress | None:
@@ -85,19 +85,28 @@ def _decode(content: Content) -> Progress:
     )
 
 
-def check_same_run(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
+def check_same_run(
+    folder: Path,
+    saved: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    free: frozenset[str] = FREE_FLAGS,
+) -> None:
     """Raises InputError unless a checkpoint's run and the one that is asked for are the same.
 
     Args:
       folder: of the run.
       saved: config of the checkpoint.
       config: of the run that is asked for.
+      free: names of flags that may differ.
 
     Raises:
       InputError: a flag or what became of it differs; the sentence names those that do.
     """
-    for settings in (_flags, _resolved):
-        before, now = settings(saved), settings(config)
+    for before, now in (
+        (_flags(saved, free), _flags(config, free)),
+        (_resolved(saved), _resolved(config)),
+    ):
         names = [name for name in sorted(before.keys() | now.keys()) if _differ(name, before, now)]
         if names:
             raise InputError(
@@ -106,20 +115,15 @@ def check_same_run(folder: Path, saved: dict[str, Any], config: dict[str, Any]) 
             )
 
 
-def _flags(config: dict[str, Any]) -> dict[str, Any]:
+def _flags(config: dict[str, Any], free: frozenset[str]) -> dict[str, Any]:
     """The flags that must not change."""
-    flags = {f"--{name}": config["flags"][name] for name in config["flags"].keys() - FREE_FLAGS}
-    return _as_restored(flags)
+    flags = {f"--{name}": config["flags"][name] for name in config["flags"].keys() - free}
+    return checkpoints.as_restored(flags)
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     """What became of flags without a value: other releases may have other defaults."""
-    return _as_restored(config["resolved"])
-
-
-def _as_restored(values: dict[str, Any]) -> dict[str, Any]:
-    restored: dict[str, Any] = json.loads(json.dumps(values))
-    return restored
+    return checkpoints.as_restored(config["resolved"])
 
 
 def _differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

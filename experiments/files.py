@@ -52,19 +52,19 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
+        Path(temporary).unlink(missing_ok=True)  # a signal may come right after it was renamed
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)
         raise
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what `write_whole` left in a folder when its process was killed.
+    """Removes what `write_whole` left in a folder and those below when its process was killed.
 
     Args:
       folder: to which no other process writes.
     """
-    for path in folder.glob(f".*{PART}"):
+    for path in folder.rglob(f".*{PART}"):
         path.unlink(missing_ok=True)
 
 
@@ -100,7 +100,7 @@ class Lines:
                 raw = raw[self._file.write(raw) or 0 :]
         except BaseException as error:
             self._file.truncate(size)
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno is not None:
                 error.filename = str(self._path)
             raise
 

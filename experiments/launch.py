@@ -15,6 +15,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
+from asvrg.checkpoints import SIGNALS
 from asvrg.errors import DivergedError, DriverError, InputError, check_count, check_real
 from experiments import compilations, flag_errors
 
@@ -22,7 +23,6 @@ from experiments import compilations, flag_errors
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a process to end
 
 # Where Open MPI's and MPICH's mpiexec leave a process's rank; srun sets its own without MPI too.
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -179,7 +179,8 @@ def _handling_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # as one is that Python has not set
+                signal.signal(number, handler)
 
 
 def start(

@@ -22,9 +22,9 @@ from absl import flags
 
 from asvrg import delays, virtual_clock
 from asvrg.drivers import mpi
-from asvrg.errors import check_count, check_real
+from asvrg.errors import INT32, check_count, check_real
 from asvrg.virtual_clock import Cluster, Network
-from experiments import iterations, launch, methods, problem, provenance, recording
+from experiments import folders, iterations, launch, methods, problem, provenance
 from experiments.speedup import outputs, predictions, short_runs, sources
 from experiments.speedup.outputs import Delays, Results
 from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve, Speed
@@ -102,26 +102,27 @@ def define_flags(values: flags.FlagValues) -> None:
         "messages take the time that they took when measured.",
         flag_values=values,
     )
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
     """Measures, predicts, and leaves csv files, config.json and speedup.png in --out_dir."""
     beyond = sorted(set(launch.counts(values, "beyond")))
     replayed = [] if values.replay == ["0"] else sorted(set(launch.counts(values, "replay")))
-    check_count("--rounds", values.rounds)
-    check_count("--inner_steps", values.inner_steps)
-    check_count("--read_period", values.read_period)
+    for name, counts in (("beyond", beyond), ("replay", replayed)):
+        check_count(f"every entry of --{name}", max(counts, default=1), limit=10 * MOST_WORKERS)
+    for name in ("rounds", "inner_steps", "read_period"):
+        check_count(f"--{name}", values[name].value, limit=INT32)
     if values.cores is not None:
-        check_count("--cores", values.cores, least=0)
+        check_count("--cores", values.cores, least=0, limit=INT32)
     check_real("--latency", values.latency)
     if values.bandwidth is not None:
         check_real("--bandwidth", values.bandwidth, above=True)
-    sources.check_flags(values)
+    asked = sources.check_flags(values)
     folder = None
     if launch.is_first_rank(os.environ):
-        folder = recording.claim_folder(values.out_dir, "predict_speedup", holds=outputs.SPEEDS)
-    source = sources.from_flags(values)
+        folder = folders.claim_folder(values.out_dir, "predict_speedup", holds=outputs.SPEEDS)
+    source = sources.from_flags(values, asked)
     if source is None:
         return 0  # a worker of an MPI job
     assert folder is not None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from absl import flags
 from asvrg import delays
 from asvrg.errors import InputError, check_real
 from asvrg.types import Data, EpochResult
-from experiments import checkpoints, delay_counts, files
+from experiments import checkpoints, delay_counts, files, folders
 from experiments.methods import Phase
 from experiments.problem import Evaluation
 from experiments.traces import spill
@@ -64,19 +62,9 @@ def row(state: EpochResult, evaluation: Evaluation) -> Row:
     )
 
 
-def define_out_dir(values: flags.FlagValues) -> None:
-    """Adds --out_dir, from which `claim_folder` makes a folder."""
-    flags.DEFINE_string(
-        "out_dir",
-        None,
-        "Folder for the results. Default: a new one under runs/.",
-        flag_values=values,
-    )
-
-
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of what is written where."""
-    define_out_dir(values)
+    folders.define_out_dir(values)
     flags.DEFINE_bool(
         "record",
         False,
@@ -92,51 +80,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "else.",
         flag_values=values,
     )
-    flags.DEFINE_bool(
-        "resume",
-        None,
-        "Go on with the run in --out_dir, or without that with the newest of its kind under runs/, "
-        "and refuse to start a new one; with --noresume refuse to go on. Default: go on with the "
-        "run in --out_dir if there is one, else start it.",
-        flag_values=values,
-    )
+    folders.define_resume(values)
 
 
 def check_flags(values: flags.FlagValues) -> None:
     """Raises InputError unless the numbers among the flags are accepted; early, before the data."""
     check_real("--checkpoint_seconds", values.checkpoint_seconds)
-
-
-def claim_folder(out_dir: str | None, name: str, *, holds: str = METRICS) -> Path:
-    """Makes the folder for a run's results.
-
-    Args:
-      out_dir: as the user gave it; None for a new folder below runs/.
-      name: of the run, the beginning of a new folder's name.
-      holds: the file by which another run's results are known.
-
-    Returns:
-      The folder, which exists, can be written to, and holds no results, or those of a run that has
-      checkpoints to go on from.
-
-    Raises:
-      InputError: it cannot be made or written to, or holds another run's results.
-    """
-    if out_dir is None:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        folder = Path("runs") / f"{name}-{now}"
-    else:
-        folder = Path(out_dir)
-    if out_dir is not None and not out_dir.strip():
-        raise InputError("--out_dir must name a folder, got an empty name.")
-    # os.path: what cannot be looked at cannot be written to either, which is told below.
-    if os.path.exists(folder / holds) and not (holds == METRICS and checkpoints.exist_in(folder)):
-        raise InputError(
-            "--out_dir must be a folder without another run's results, got "
-            f"{folder}, which holds a {holds}."
-        )
-    files.make_folder("--out_dir must be a folder", folder)
-    return folder
 
 
 def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -> Recorder:
@@ -155,42 +104,15 @@ def open_recorder(values: flags.FlagValues, name: str, config: dict[str, Any]) -
       InputError: the folder cannot be used, its checkpoints are damaged or another run's, or
         --resume or --noresume does not fit.
     """
+    kind = checkpoints.FOLDER
+    out_dir = folders.folder_to_resume(values, name, kind)
     return Recorder(
-        claim_folder(_folder_to_resume(values, name), name),
+        folders.claim_folder(out_dir, name, holds=METRICS, kind=kind),
         {"program": name.partition("-")[0], **config},
         record=values.record,
         tensorboard=values.tensorboard,
         checkpoint_seconds=values.checkpoint_seconds,
     )
-
-
-def _folder_to_resume(values: flags.FlagValues, name: str) -> str | None:
-    """--out_dir, or the folder that --resume finds, after what --resume and --noresume ask for."""
-    if values.resume and values.out_dir is None:
-        runs = [
-            path for path in sorted(Path("runs").glob(f"{name}-*")) if checkpoints.exist_in(path)
-        ]
-        if not runs:
-            raise InputError(
-                f"--resume must find a run to go on with, got none in runs/{name}-*; name its "
-                "folder with --out_dir."
-            )
-        # The ends of their names are dates, and so is the order in which they sort.
-        return str(runs[-1])
-    if values.resume is not None and values.out_dir:
-        there = checkpoints.exist_in(Path(values.out_dir))
-        if values.resume and not there:
-            raise InputError(
-                f"--resume must find a run to go on with, got --out_dir={values.out_dir}, which "
-                "holds no checkpoint."
-            )
-        if there and not values.resume:
-            raise InputError(
-                f"--noresume must be given a folder without a run, got --out_dir={values.out_dir}, "
-                "which holds a checkpoint."
-            )
-    out_dir: str | None = values.out_dir
-    return out_dir
 
 
 class Recorder:
@@ -208,10 +130,11 @@ class Recorder:
         tensorboard: bool,
         checkpoint_seconds: float = 0.0,
     ) -> None:
-        """Reads the checkpoint, if there is one; writes nothing before `begin`.
+        """Holds the folder, and reads the checkpoint, if there is one; writes nothing yet.
 
         Raises:
-          InputError: the checkpoints are all damaged, or those of another run.
+          InputError: another process is at it, or the checkpoints are all damaged, or those of
+            another run.
         """
         self.folder = folder
         self.rows: list[Row] = []
@@ -223,13 +146,16 @@ class Recorder:
         self._checkpoint_seconds = checkpoint_seconds
         self._events: Any = None
         self._metrics: files.Lines | None = None
-        self._open = contextlib.ExitStack()
         self._reached: _Reached | None = None
         self._num_epochs: int | None = None  # in the end
         self._saved: EpochResult | None = None  # the state in the newest checkpoint
         self._saved_at = time.monotonic()
-        if checkpoints.exist_in(folder):
-            self._restore()
+        with contextlib.ExitStack() as opened:
+            # First of all: nobody changes the checkpoint between its being read and gone on with.
+            opened.enter_context(files.held(folder))
+            if checkpoints.exist_in(folder):
+                self._restore()
+            self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -240,15 +166,15 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._open:
-            # What stopped the run is told, not that the disk is full now too.
-            with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
-                if self._metrics is not None:
-                    # An interrupt may have come between an epoch's being recorded and its line.
-                    self._open_metrics(len(self.rows) if error is None else self._num_recorded())
-                    if self.delay_counts.size:
-                        self._write_delays()
-            if error is None:
+        # What stopped the run is told, not that the disk is full now too.
+        told = contextlib.nullcontext() if error is None else contextlib.suppress(OSError)
+        with self._open, told:
+            if self._metrics is not None:
+                # An interrupt may have come between an epoch's being recorded and its line.
+                self._open_metrics(len(self.rows) if error is None else self._num_recorded())
+                if self.delay_counts.size:
+                    self._write_delays()
+            if error is None or isinstance(error, KeyboardInterrupt):
                 # The last thing: a run whose checkpoint is that of its end has all its files.
                 self._save_reached()
 
@@ -263,7 +189,7 @@ class Recorder:
           The state to go on from; None for a new run.
 
         Raises:
-          InputError: more epochs are done already, another process is at it, or a run that shall be
+          InputError: more epochs are done already, or a run that shall be
             recorded has no record of its epochs so far.
         """
         if self._saved is not None and self._saved.epoch > num_epochs:
@@ -276,7 +202,6 @@ class Recorder:
             self._traces = TraceWriter(self.folder, self._config, train, num_workers(self._config))
         if self._saved is not None and self._traces is not None:
             self._traces.check(self._saved)
-        self._open.enter_context(files.held(self.folder))
         files.remove_parts(self.folder)
         if self._saved is None:
             write_config(self.folder, self._config)
@@ -361,6 +286,8 @@ class Recorder:
                 reached.delay_counts,
                 self._config,
             )
+            if self._events is not None:
+                self._events.flush()  # what the checkpoint holds is not written again
             checkpoints.save(self.folder, progress)
             self._saved, self._saved_at = reached.state, time.monotonic()
 
@@ -385,14 +312,14 @@ class Recorder:
 
     def _with_same_workers(self, progress: checkpoints.Progress) -> EpochResult:
         """The state of a checkpoint; between epochs if the workers are others now."""
-        state, inside = progress.state, progress.state.inside
-        if inside is None:
+        state = progress.state
+        if state.inside is None:
             return state
         before, now = num_workers(progress.config), num_workers(self._config)
-        if before == now and not np.any(inside.halfway.trace.worker >= (now or np.inf)):
+        if before == now:
             return state
         print(
-            f"epoch {state.epoch + 1} begins anew, as its workers are others than before",
+            f"epoch {state.epoch + 1} begins anew, as it had {before} workers, not {now}",
             file=sys.stderr,
         )
         return state._replace(inside=None)

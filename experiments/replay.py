@@ -27,7 +27,7 @@ from asvrg.errors import InputError, check_count
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Data, Snapshot
-from experiments import files, launch, methods, problem, recording, traces
+from experiments import files, folders, launch, methods, problem, traces
 from experiments.problem import Problem
 from experiments.traces import Epoch, Header, Recording, shard_order, storage
 
@@ -73,7 +73,7 @@ def main(values: flags.FlagValues) -> int:
     check_count("--update", stop, least=0, most=total)
     folder = None
     if values.out_dir is not None:
-        folder = recording.claim_folder(values.out_dir, "replay", holds=RESULT)
+        folder = folders.claim_folder(values.out_dir, "replay", holds=RESULT)
     problem_ = problem.from_recorded(run.header.config["flags"], values.data_dir)
     data_sha256 = storage.digest(problem_.train)
     traces.check_data(values.trace, run.header, data_sha256)

@@ -62,27 +62,31 @@ def train(
         )
         print(summary(recorder, num_epochs))
         return recorder.saved
-    try:
-        with launch.stopping_where_it_can_go_on() as stop:
-            reached = recorder.begin(num_epochs, problem_.train)
+    with launch.stopping_where_it_can_go_on() as stop:
+        reached = recorder.begin(num_epochs, problem_.train)
+        try:
             if reached is None:
                 reached = training.start(problem_.x0)
                 recorder.add(reached, problem.evaluate(problem_, reached.x))
             else:
                 print(f"goes on {_place(reached, num_epochs)}", file=sys.stderr)
             reached = _epochs(problem_, phases, make_driver, recorder, reached, stop)
-    except (DivergedError, InputError):
-        raise  # It would happen again.
-    except BaseException:
-        _keep(recorder, num_epochs)
-        raise
-    finally:
-        if recorder.rows:
-            figure = recorder.folder / recording.CURVES
+        except (DivergedError, InputError):
+            raise  # It would happen again.
+        except BaseException:
+            _keep(recorder, num_epochs)
+            raise
+        finally:
             with contextlib.nullcontext() if sys.exception() is None else _told():
-                figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
+                _draw(recorder, title)
             print(summary(recorder, num_epochs))
     return reached
+
+
+def _draw(recorder: Recorder, title: str) -> None:
+    if recorder.rows:
+        figure = recorder.folder / recording.CURVES
+        figures.draw_curves(figure, recorder.rows, recorder.delay_counts, title)
 
 
 def _epochs(
@@ -212,7 +216,7 @@ def _keep(recorder: Recorder, num_epochs: int) -> None:
     """Checkpoints a run that something stopped, and says how to go on with it."""
     with _told():  # What stopped the run is told; an older checkpoint serves as well.
         recorder.checkpoint(now=True)
-    if recorder.saved is not None:
+    if recorder.saved is not None and len(recorder.rows) <= num_epochs:
         print(
             f"The same command with --out_dir={shlex.quote(str(recorder.folder))} goes on "
             f"{_place(recorder.saved, num_epochs)}.",

@@ -6,27 +6,32 @@ Two problems: a network with tanh (its L is estimated from below, so what is und
 evidence, not proof), and logistic regression with the non-convex regulariser
 sum_j w_j^2 / (1 + w_j^2), for which L is known. Inputs are divided by their length. In the folder:
 bounds.csv (both sides of (12) and (19)), rates.csv and slopes.csv (SVRG beside SGD), delays.csv
-(inside of Theorem 3 and beyond), theorems.png and config.json.
+(inside of Theorem 3 and beyond), theorems.png and config.json. Each of the three studies of a
+problem is kept when it is done, in the folder units/: a first SIGINT or SIGTERM waits for the end
+of the one under way, and the same command with the same --out_dir goes on, with the same results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
 
 from asvrg.errors import INT32, InputError, check_count, check_real
-from experiments import launch, problem, provenance, recording, tables
+from experiments import checkpoints, folders, launch, problem, provenance, recording, tables, units
 from experiments.problem import Problem
 from experiments.theory import drawing, smooth_problems, studies
 from experiments.theory.smooth_problems import Smooth
-from experiments.theory.studies import BoundRow, DelayRow, SlopeRow
+from experiments.theory.studies import BoundRow, DelayRow, RateRow, SlopeRow
 
+NAME = "theorems"
 BOUNDS, RATES, SLOPES, DELAYS = "bounds.csv", "rates.csv", "slopes.csv", "delays.csv"
 FIGURE = "theorems.png"
 PROBLEMS = ("logistic", "network")
+STUDIES = 3  # of each problem: bounds, rates and delays
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,7 +50,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "num_singles", 300, "Samples whose L is estimated, at most n.", flag_values=values
     )
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
+    folders.define_resume(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -58,17 +64,28 @@ def main(values: flags.FlagValues) -> int:
         check_count(f"--{name}", values[name].value, limit=INT32)
     check_real("--weight", values.weight, above=True)
     problem_ = problem.from_flags(values)
-    folder = recording.claim_folder(values.out_dir, "theorems", holds=BOUNDS)
-    smooth = make_problems(values, problem_)
+    out_dir = folders.folder_to_resume(values, NAME, checkpoints.UNITS)
+    folder = folders.claim_folder(out_dir, NAME, holds=BOUNDS, kind=checkpoints.UNITS)
     seeds = range(values.seed, values.seed + values.num_seeds)
-    bounds, rates, slopes, delays = [], [], [], []
-    for each in smooth:
-        bounds += studies.bounds(each, seeds, max(1, values.num_updates // 8))
-        of_rates, of_slopes = studies.rates(each, seeds[:3], values.num_updates)
-        rates += of_rates
-        slopes += of_slopes
-        delays += studies.delay_effects(each, seeds[:1])
-        launch.raise_if_interrupted()
+    T = values.num_updates
+    description = provenance.describe(values, {"num_train": len(problem_.train[1])})
+    total = STUDIES * len(set(values.problem))
+    bounds: list[BoundRow] = []
+    rates: list[RateRow] = []
+    slopes: list[SlopeRow] = []
+    delays: list[DelayRow] = []
+    with units.kept(folder, NAME, description, total) as kept:
+        smooth = make_problems(values, problem_)
+        for each in smooth:
+            found = kept.do(
+                f"{each.name}: bounds", partial(studies.bounds, each, seeds, T // 8 or 1)
+            )
+            bounds += map(BoundRow._make, found)
+            found = kept.do(f"{each.name}: rates", partial(studies.rates, each, seeds[:3], T))
+            rates += map(RateRow._make, found[0])
+            slopes += map(SlopeRow._make, found[1])
+            found = kept.do(f"{each.name}: delays", partial(studies.delay_effects, each, seeds[:1]))
+            delays += map(DelayRow._make, found)
     resolved = {
         each.name: {
             "smoothness": each.smoothness,
@@ -80,7 +97,7 @@ def main(values: flags.FlagValues) -> int:
         }
         for each in smooth
     }
-    recording.write_config(folder, provenance.describe(values, resolved))
+    recording.write_config(folder, kept.config | {"resolved": resolved})
     for name, rows in ((BOUNDS, bounds), (RATES, rates), (SLOPES, slopes), (DELAYS, delays)):
         tables.write_csv(folder / name, rows)
     labels = {each.name: _label(each, values.dataset) for each in smooth}

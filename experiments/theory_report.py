@@ -20,9 +20,10 @@ import numpy as np
 from absl import flags
 
 from asvrg import theory
-from asvrg.errors import InputError, check_count, check_real
+from asvrg.errors import INT32, InputError, check_count, check_real
+from asvrg.sampling import Sampler
 from asvrg.theory import Choice
-from experiments import iterations, launch, problem, provenance, recording, tables
+from experiments import folders, iterations, launch, problem, provenance, recording, tables
 from experiments.problem import Problem
 from experiments.theory import coverage, drawing, judging, measuring
 from experiments.theory.judging import Findings
@@ -72,7 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Folder of a run of train_shared or train_distributed, in place of a run of its own.",
         flag_values=values,
     )
-    recording.define_out_dir(values)
+    folders.define_out_dir(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -81,13 +82,17 @@ def main(values: flags.FlagValues) -> int:
     if values.run_dir is None:
         problem_ = problem.from_flags(values)
         described = {name: values[name].value for name in ("dataset", "hidden", "activation", "l2")}
-        folder = recording.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
-        measured = _own_run(values, problem_)
+        block_size = check_count(
+            "--block_size", values.block_size, least=0, most=problem_.objective.dim
+        )
+        sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
+        folder = folders.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
+        measured = _own_run(values, problem_, sampler)
     else:
         problem_, measured, described = measuring.recorded_run(
             Path(values.run_dir), values.data_dir
         )
-        folder = recording.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
+        folder = folders.claim_folder(values.out_dir, "theory_report", holds=EPOCHS)
     if described["activation"] == "relu":
         measured.uncovered.insert(0, coverage.KINKS)
     num_singles = min(values.num_singles, measured.num_samples)
@@ -96,7 +101,6 @@ def main(values: flags.FlagValues) -> int:
     text = report(measured, findings, _network(described, problem_))
     resolved = _resolved(measured, findings)
     recording.write_config(folder, provenance.describe(values, resolved))
-    tables.write_csv(folder / EPOCHS, measured.rows)
     tables.write_csv(folder / SMOOTHNESS, estimates)
     drawing.draw_report(
         folder / FIGURE,
@@ -105,6 +109,7 @@ def main(values: flags.FlagValues) -> int:
         measured.gap,
         covered=not measured.uncovered,
     )
+    tables.write_csv(folder / EPOCHS, measured.rows)  # the last, as the folder is known by it
     print(f"{text}\nresults            {folder}")
     return 0
 
@@ -188,12 +193,8 @@ def _for_measured_delay(findings: Findings, condition: str) -> list[tuple[str, s
     ]
 
 
-def _own_run(values: flags.FlagValues, problem_: Problem) -> Measured:
+def _own_run(values: flags.FlagValues, problem_: Problem, sampler: Sampler) -> Measured:
     """A run with the theory's eta and m for L at x^0, where the flags do not give others."""
-    block_size = check_count(
-        "--block_size", values.block_size, least=0, most=problem_.objective.dim
-    )
-    sampler = iterations.make_sampler(values, problem_, block_size=block_size or None)
     num_singles = min(values.num_singles, sampler.num_samples)
     lr, inner_steps = values.lr, values.inner_steps
     if lr is None or inner_steps is None:
@@ -236,8 +237,9 @@ def _check_flags(values: flags.FlagValues) -> None:
         check_real("--lr", values.lr, above=True)
     for name in ("inner_steps", "num_epochs", "num_threads", "read_period", "num_singles"):
         if values[name].value is not None:
-            check_count(f"--{name}", values[name].value)
-    check_count("--delay", values.delay, least=0)
+            check_count(f"--{name}", values[name].value, limit=INT32)
+    check_count("--delay", values.delay, least=0, limit=INT32)
+    check_count("--num_threads", values.num_threads, limit=iterations.MOST_WORKERS)
     other = {"simulate": ("num_threads", "read_period"), "threads": ("delay",)}
     for name in other[values.driver]:
         if launch.given(values, name):

@@ -16,6 +16,7 @@ import signal
 
 from absl import flags
 
+from asvrg.checkpoints import SIGNALS
 from asvrg.drivers import mpi
 from asvrg.errors import InputError
 from experiments import iterations, launch, methods, problem, provenance, recording, session
@@ -66,7 +67,7 @@ def main(values: flags.FlagValues) -> int:
     if job.is_server:
         _serve(job, values, phases, shard_sizes)
         return 0
-    for number in launch.SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the server says when it ends
     with mpi.reporting(job):
         problem_ = problem.from_flags(values)

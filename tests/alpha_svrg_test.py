@@ -6,6 +6,9 @@ import csv
 import functools
 import json
 import math
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -181,9 +184,54 @@ def test_writes_the_same_tables_twice(tmp_path, capsys, monkeypatch):
     (line,) = (line for line in out.splitlines() if line.split()[:3] == ["svrg", "of", "sgd"])
     assert f"{np.mean(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})" in line
 
-    # A folder with results is not written to again.
-    assert run(alpha_svrg, *flags_, f"--out_dir={folders[0]}") == 2
-    assert "without another run's results" in capsys.readouterr().err
+
+@pytest.mark.timeout(120)
+def test_a_stopped_study_goes_on(tmp_path, capsys, monkeypatch):
+    """After SIGTERM in a run of the search, and after SIGINT in one of those of the curves."""
+    monkeypatch.setattr(drawing, "draw", lambda *args: None)
+    study = (*SMALL, "--num_epochs=1", "--lr=0.1,0.3", "--alpha=0.5", "--num_seeds=1")
+    whole, folder = tmp_path / "whole", tmp_path / "folder"
+    assert run(alpha_svrg, *study, f"--out_dir={whole}") == 0
+    done: list[tuple[str, float, int]] = []
+    original, stops = runs.run, {3: signal.SIGTERM, 22: signal.SIGINT}
+
+    def counted(setting_, method, epoch, lr, seed, **named):
+        done.append((method.name, lr, seed))
+        if len(done) in stops:
+            os.kill(os.getpid(), stops[len(done)])
+            # Until the main thread has it; while that writes a checkpoint, the handler is another.
+            while not getattr(signal.getsignal(signal.SIGINT), "received", 0):
+                time.sleep(1e-3)
+        return original(setting_, method, epoch, lr, seed, **named)
+
+    monkeypatch.setattr(runs, "run", counted)
+    command = (*study, "--num_threads=1", f"--out_dir={folder}")
+    for code, count in ((143, 3), (130, 22)):
+        assert run(alpha_svrg, *command) == code
+        said = capsys.readouterr().err
+        sentence = f"The same command with --out_dir={folder} goes on after {count} of 25 units."
+        assert sentence in said
+        assert len(done) == count
+        assert not (folder / alpha_svrg.CURVES).exists()
+
+    assert run(alpha_svrg, *study, "--num_threads=2", f"--out_dir={folder}") == 0
+    assert "goes on after 22 of 25 units" in capsys.readouterr().err
+    assert len(done) == len(set(done)) == 25
+    for name in (alpha_svrg.CURVES, alpha_svrg.STEPS):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    before, after = (json.loads((each / "config.json").read_text()) for each in (whole, folder))
+    assert after["resolved"] == before["resolved"]
+    assert [each["units"] for each in after["resumed"]] == [3, 22]
+
+    # The same command once more computes nothing, and other flags are refused by name.
+    assert run(alpha_svrg, *command, "--resume") == 0
+    assert len(done) == 25
+    capsys.readouterr()
+    assert run(alpha_svrg, *command, "--num_epochs=2", "--alpha=1") == 2
+    said = capsys.readouterr().err
+    assert "with --alpha=['0.5'], --num_epochs=1, which goes on with the same flags only" in said
+    assert run(alpha_svrg, *command, "--noresume") == 2
+    assert "--noresume must be given a folder without a run" in capsys.readouterr().err
 
 
 def test_labels_do_not_lie_over_each_other():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
         checkpoint_dir=tmp_path,
     )
     assert found.history.lr.tolist() == [0.1, 0.1, 0.05]
+
+
+def test_numbers_of_numpy_are_kept_as_well(tmp_path: Path) -> None:
+    of_numpy: dict[str, Any] = {
+        "num_epochs": np.int64(2),
+        "seed": np.int32(1),
+        "batch_size": np.int64(5),
+        "tolerance": np.float32(1e-9),
+        "lr": np.float32(0.125),
+    }
+    found = asvrg.fit(loss, PARAMS, DATA, **of_numpy, checkpoint_dir=tmp_path)
+    plain = {name: value.item() for name, value in of_numpy.items()}
+    again = asvrg.fit(loss, PARAMS, DATA, **plain, checkpoint_dir=tmp_path)
+    check_equal(again, found)
+    assert again.trace is None
+
+
+def test_another_driver_is_refused(tmp_path: Path) -> None:
+    one = functools.partial(asvrg.threads.driver, num_threads=1)
+    arguments: dict[str, Any] = {"lr": 0.1, "checkpoint_dir": tmp_path}
+    asvrg.fit(loss, PARAMS, DATA, driver=one, num_epochs=1, **arguments)
+    with pytest.raises(InputError, match="of a run with driver=asvrg"):
+        asvrg.fit(loss, PARAMS, DATA, driver=simulate.driver, num_epochs=2, **arguments)
+    again = functools.partial(asvrg.threads.driver, num_threads=1)
+    assert asvrg.fit(loss, PARAMS, DATA, driver=again, num_epochs=2, **arguments).lr == 0.1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -98,6 +99,8 @@ def _fork(binary: ModuleType, arguments: list[str]) -> int:
     code = 1
     try:
         code = launch.run(binary.main, binary.define_flags, ["binary", *arguments])
+    except BaseException:  # noqa: BLE001 - the child must not go on as its parent
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

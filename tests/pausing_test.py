@@ -15,7 +15,8 @@ from asvrg import checkpoints, delays, estimators, sampling, schedules, training
 from asvrg.drivers import simulate, threads
 from asvrg.drivers.mpi.protocol import Tag
 from asvrg.drivers.mpi.server import Server
-from asvrg.errors import DivergedError
+from asvrg.errors import DivergedError, InputError
+from asvrg.estimators import Estimator
 from asvrg.types import Driver, EpochResult, Inside, Snapshot, Trace
 from tests import inner_loop_test, problems
 from tests.fake_star import Star
@@ -105,12 +106,22 @@ def test_a_simulation_that_pauses_everywhere_is_that_simulation(
     assert (found.updates, found.grad_evals) == (expected.updates, expected.grad_evals)
 
 
-@pytest.mark.parametrize("sees_own", [True, False])
-@pytest.mark.parametrize("adaptive", [True, False])
-def test_one_thread_that_pauses_everywhere_is_that_thread(sees_own: bool, adaptive: bool) -> None:
+@pytest.mark.parametrize(
+    ("sees_own", "adaptive", "estimator"),
+    [
+        (True, False, SVRG),
+        (False, False, SVRG),
+        (True, True, SVRG),
+        (False, True, SVRG),
+        (True, False, estimators.sgd(PROBLEM.objective)),
+    ],
+)
+def test_one_thread_that_pauses_everywhere_is_that_thread(
+    sees_own: bool, adaptive: bool, estimator: Estimator
+) -> None:
     def make() -> Driver:
         return threads.driver(
-            SVRG,
+            estimator,
             PROBLEM.data,
             sampler(5),
             inner_steps=M,
@@ -192,7 +203,7 @@ def test_the_update_that_is_not_finite_is_named(name: str, monkeypatch: pytest.M
     )
     sentence = f"v is not a finite number in update {first[bad]} of epoch 1 with step 0.05"
     with pytest.raises(DivergedError, match=sentence):
-        driver.inner_loop(PROBLEM.x0, Snapshot(), 0, LR)
+        undisturbed(driver, 1)
     if name == "serial":
         one = threads.driver(sgd, (inputs, target), spec, inner_steps=M, num_threads=1)
         with pytest.raises(DivergedError, match=sentence):
@@ -231,6 +242,54 @@ def test_a_server_that_pauses_lands_every_update_once(overlap: bool, max_delay: 
             assert len(trace.shards[stream].samples)
         assert server.stop()
     assert paused_more_than_once > 10
+
+
+def test_workers_of_another_job_draw_from_streams_of_their_own() -> None:
+    """One had died before the epoch began; where it goes on all are there, with other shards."""
+    plan = inner_loop_test.plan_of(3)
+    star = Star(plan, 1, deaths={25: 3})
+    server = Server(star, plan)
+    driver = inner_loop_test.begin(server, inner_steps=40)
+    inner_loop_test.run_epoch(star, server, driver, 0, sums=True)
+    assert len(server.books) == 2
+    snapshot = driver.prepare(inner_loop_test.ZEROS)
+    paused = driver.advance(inner_loop_test.ZEROS, snapshot, 1, 1.0, lambda: True)
+    number = len(paused.trace.worker)
+    assert 0 < number < 40
+    start = training.start(inner_loop_test.ZEROS)._replace(epoch=1)
+    kept = restored(start._replace(inside=Inside(paused, snapshot.full_grad, 0.0)))
+
+    # In the second of them a worker dies while the snapshot is made anew.
+    for deaths in (None, {21: 2}):
+        star = Star(plan, 2, deaths=deaths)
+        server = Server(star, plan)
+        driver = inner_loop_test.begin(server, inner_steps=40)
+        snapshot = driver.prepare(inner_loop_test.ZEROS)
+        whole = driver.advance(kept.inside.halfway, snapshot, 1, 1.0, None)
+        trace = whole.trace
+        assert whole.x[0] == -40
+        assert set(trace.worker[:number]).isdisjoint(trace.worker[number:])
+        for stream in set(trace.worker[:number].tolist()):
+            before = paused.trace.shards[stream]
+            np.testing.assert_array_equal(trace.shards[stream].samples, before.samples)
+            assert trace.shards[stream].weight == before.weight
+        for worker in star.workers.values():
+            for (epoch, stream), shard in worker.shards.items():
+                if epoch == 1 and stream in trace.worker:
+                    np.testing.assert_array_equal(trace.shards[stream].samples, shard.samples)
+        # Whoever replays it finds samples for every stream.
+        sampling.streams(plan.sampler, 1, trace)
+
+
+def test_another_driver_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "PART", 7)
+    driver = simulated(TRACES["long"])
+    snapshot = driver.prepare(PROBLEM.x0)
+    paused = driver.advance(PROBLEM.x0, snapshot, 0, LR, lambda: True)
+    thread = threads.driver(SVRG, PROBLEM.data, sampler(None), inner_steps=M, num_threads=1)
+    for other in (simulated(TRACES["serial"]), simulated(TRACES["groups"]), thread):
+        with pytest.raises(InputError, match="must be gone on with by the driver that paused in"):
+            other.advance(paused, snapshot, 0, LR, None)
 
 
 def happens(rng: random.Random) -> bool:

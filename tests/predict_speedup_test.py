@@ -17,7 +17,7 @@ from asvrg.virtual_clock import Cluster
 from experiments import predict_speedup, train_shared
 from experiments.methods import Phase, Step
 from experiments.problem import Problem
-from experiments.speedup import predictions, short_runs
+from experiments.speedup import outputs, predictions, short_runs
 from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve
 from experiments.speedup.short_runs import Run
 from tests import problems
@@ -190,7 +190,14 @@ def test_equation_22_by_hand() -> None:
 # End to end.
 
 
-def test_predicts_and_says_what_is_simulated(tmp_path, capsys) -> None:
+def test_predicts_and_says_what_is_simulated(tmp_path, capsys, monkeypatch) -> None:
+    draw = outputs._draw
+
+    def before_the_folder_is_known_as_used(path: Path, results: outputs.Results) -> None:
+        assert not (path.parent / outputs.SPEEDS).exists()
+        draw(path, results)
+
+    monkeypatch.setattr(outputs, "_draw", before_the_folder_is_known_as_used)
     arguments = ("--workers=2,1", "--beyond=2,4", "--replay=1,4", f"--out_dir={tmp_path}")
     assert run(predict_speedup, *PROBLEM, *QUICK, *arguments) == 0
 

@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asvrg.errors import InputError
 from asvrg.types import EpochResult, Trace
-from experiments import files, recording, traces
+from experiments import files, folders, recording, traces
 from experiments.methods import Phase, Step
 from experiments.problem import Evaluation
 
@@ -240,6 +240,18 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
     assert lines[1:] == [a_line(0), a_line(1)]
 
 
+def test_who_read_a_checkpoint_that_another_process_went_beyond_does_not_go_on(tmp_path):
+    fail_after(a_recorder(tmp_path), 1)
+    with a_recorder(tmp_path) as first:
+        with pytest.raises(InputError, match="a folder that no other process writes to"):
+            a_recorder(tmp_path)
+        assert first.begin(2).epoch == 0
+        for epoch in (1, 2):
+            first.add(a_state(epoch), EVALUATION)
+    with a_recorder(tmp_path) as second:
+        assert second.begin(9).epoch == 2
+
+
 def test_tensorboard_hides_the_events_after_the_checkpoint(tmp_path):
     fail_after(a_recorder(tmp_path, tensorboard=True), 2)
     with a_recorder(tmp_path, tensorboard=True) as recorder:
@@ -252,20 +264,23 @@ def test_tensorboard_hides_the_events_after_the_checkpoint(tmp_path):
 
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {recording.claim_folder(None, "name") for _ in range(5)}
-    assert len(folders) == 5
-    assert all(folder.is_dir() and folder.parent.name == "runs" for folder in folders)
+    found = {folders.claim_folder(None, "name", holds="x.csv") for _ in range(5)}
+    assert len(found) == 5
+    assert all(folder.is_dir() and folder.parent.name == "runs" for folder in found)
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
     (tmp_path / "metrics.csv").touch()
     (tmp_path / "checkpoint").mkdir()
     with pytest.raises(InputError, match=r"--out_dir must be a folder without another run"):
-        recording.claim_folder(str(tmp_path), "name")
+        folders.claim_folder(str(tmp_path), "name", holds="metrics.csv", kind="checkpoint")
 
 
 def test_folder_with_a_checkpoint_is_that_of_a_run_but_of_no_benchmark(tmp_path):
     fail_after(a_recorder(tmp_path), 1)
-    assert recording.claim_folder(str(tmp_path), "name") == tmp_path
+    assert (
+        folders.claim_folder(str(tmp_path), "name", holds="metrics.csv", kind="checkpoint")
+        == tmp_path
+    )
     with pytest.raises(InputError, match="without another run's results"):
-        recording.claim_folder(str(tmp_path), "name", holds="config.json")
+        folders.claim_folder(str(tmp_path), "name", holds="config.json")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+
 import numpy as np
 import pytest
 
 from asvrg.errors import DivergedError, InputError
 from asvrg.types import Driver, Snapshot, Trace
-from experiments import checkpoints, problem, recording, session
+from experiments import checkpoints, figures, files, launch, problem, recording, session
 from experiments.methods import Phase, Step
 from experiments.problem import Evaluation
 
@@ -114,6 +117,40 @@ def test_a_finished_run_is_not_run_again_but_extended(train, capsys):
         train([], num_epochs=2)
     train([0.25, 0.1], num_epochs=5)
     assert [row.train_loss for row in train.recorder.rows] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
+
+
+@pytest.mark.parametrize("refused_by", ["fewer epochs", "another process"])
+def test_a_command_that_is_refused_changes_nothing(train, tmp_path, capsys, refused_by):
+    train([3.0, 2.0, 1.0, 0.5])
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with files.held(tmp_path) if refused_by == "another process" else contextlib.nullcontext():
+        num_epochs = 9 if refused_by == "another process" else 2
+        with pytest.raises(InputError):
+            train([], num_epochs=num_epochs)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("where", ["evaluation", "figure"])
+def test_a_signal_at_the_very_end_loses_nothing(train, tmp_path, monkeypatch, capsys, where):
+    """The last epoch is kept, though its checkpoint is the last thing that a run writes."""
+    owner, name = {"evaluation": (recording, "row"), "figure": (figures, "draw_curves")}[where]
+    real = getattr(owner, name)
+
+    def interrupted(*args):
+        if where == "figure" or args[0].epoch == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    code = launch.run(lambda values: train([3.0, 2.0, 1.0, 0.5]), lambda values: None, ["binary"])
+    assert code == 143
+    monkeypatch.setattr(owner, name, real)
+    assert checkpoints.load(tmp_path).state.epoch == 3
+    assert (tmp_path / "curves.png").exists()
+    assert "goes on after" not in capsys.readouterr().err
+    assert train([]) == []
 
 
 def test_a_run_that_diverged_diverges_again(train, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from absl import flags
 from asvrg import theory
 from asvrg.theory import Setting
 from experiments import datasets, problem, theorems
+from experiments.theory import studies
 from tests.binaries import run
 
 SMALL = (
@@ -41,8 +44,20 @@ def test_the_logistic_problem_tells_small_labels_from_large_ones():
     np.testing.assert_allclose(np.linalg.norm(made.data[0], axis=1), 1.0, rtol=1e-12)
 
 
-def test_writes_tables_figure_and_settings(tmp_path, capsys):
+def test_a_stopped_one_goes_on_and_writes_tables_figure_and_settings(tmp_path, capsys, monkeypatch):
+    original, calls = studies.bounds, []
+
+    def stopped(*args):
+        calls.append(args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(studies, "bounds", stopped)
+    assert run(theorems, *SMALL, f"--out_dir={tmp_path}") == 143
+    said = capsys.readouterr().err
+    assert f"The same command with --out_dir={tmp_path} goes on after 1 of 3 units." in said
     assert run(theorems, *SMALL, f"--out_dir={tmp_path}") == 0
+    assert len(calls) == 1
     out = capsys.readouterr().out
 
     config = json.loads((tmp_path / "config.json").read_text())
@@ -82,9 +97,10 @@ def test_writes_tables_figure_and_settings(tmp_path, capsys):
     assert f"bound {float(rows[-1]['bound']):.3e}" in out
     assert str(tmp_path) in out
 
-    # A folder with results is not written to again.
-    assert run(theorems, *SMALL, f"--out_dir={tmp_path}") == 2
-    assert "--out_dir must be a folder without another run's results" in capsys.readouterr().err
+    # Another study's folder is not written to.
+    assert run(theorems, *SMALL, "--num_updates=41", f"--out_dir={tmp_path}") == 2
+    said = capsys.readouterr().err
+    assert f"--out_dir={tmp_path} holds a run with --num_updates=40, which goes on" in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from asvrg.errors import InputError
 from asvrg.theory import Choice, Setting
 from experiments import problem, theory_report, train_shared
 from experiments.problem import Problem
-from experiments.theory import judging, measuring
+from experiments.theory import drawing, judging, measuring
 from experiments.theory.measuring import Curvature, EpochRow, Measured
 from tests.binaries import read_metrics, run
 from tests.theorems_test import read
@@ -35,7 +35,14 @@ def entries(out: str) -> dict[str, str]:
     return {line[:19].strip(): line[19:] for line in lines}
 
 
-def test_a_simulated_run_beside_its_bound(tmp_path, capsys):
+def test_a_simulated_run_beside_its_bound(tmp_path, capsys, monkeypatch):
+    draw = drawing.draw_report
+
+    def before_the_folder_is_known_as_used(path, *args, **named):
+        assert not (path.parent / theory_report.EPOCHS).exists()
+        draw(path, *args, **named)
+
+    monkeypatch.setattr(drawing, "draw_report", before_the_folder_is_known_as_used)
     assert run(theory_report, *SMALL, "--delay=2", f"--out_dir={tmp_path}") == 0
     text = entries(capsys.readouterr().out)
     resolved = json.loads((tmp_path / "config.json").read_text())["resolved"]

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from asvrg.errors import InputError
-from asvrg.types import EpochResult, Halfway, Inside, Times, Trace
+from asvrg.types import EpochResult, Halfway, Inside, Shard, Times, Trace
 
 T = TypeVar("T")
 
 KEPT = 2
 VERSION = 3  # of the format
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that wait until a checkpoint is written
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a process to end
 
 
 class Content(NamedTuple):
@@ -59,7 +59,7 @@ def exist_in(folder: Path) -> bool:
     return folder.is_dir() and bool(_orbax_files().steps(folder))
 
 
-def save(folder: Path, step: int, content: Content) -> None:
+def save(folder: Path, content: Content) -> None:
     """Adds a checkpoint to a folder, in which the last two stay.
 
     Not asynchronously: a checkpoint of some 100 KB takes 10 to 20 ms, and what it holds may change
@@ -67,7 +67,6 @@ def save(folder: Path, step: int, content: Content) -> None:
 
     Args:
       folder: of the checkpoints; made if it is not there.
-      step: grows with the progress of the run; checkpoints of later ones go.
       content: to keep.
 
     Raises:
@@ -76,12 +75,12 @@ def save(folder: Path, step: int, content: Content) -> None:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as name:
-    ...     save(Path(name), 7, Content({"epoch": 2}, {"x": np.zeros(3)}))
+    ...     save(Path(name), Content({"epoch": 2}, {"x": np.zeros(3)}))
     ...     load(Path(name), "the folder must be one", lambda content: content.record["epoch"])
     2
     """
     with _signals_wait():
-        _orbax_files().save(folder, step, _packed(content), keep=KEPT)
+        _orbax_files().save(folder, _packed(content), keep=KEPT)
 
 
 def load(folder: Path, must_be: str, decode: Callable[[Content], T]) -> T | None:
@@ -156,6 +155,12 @@ def of_state(state: EpochResult) -> Content:
             arrays["inside/scale"] = np.asarray(trace.scale)
         if trace.times is not None:
             arrays["inside/times"] = np.stack(trace.times)
+        if trace.shards is not None:
+            arrays |= {
+                "inside/shards/sizes": np.array([len(each.samples) for each in trace.shards]),
+                "inside/shards/weights": np.array([each.weight for each in trace.shards]),
+                "inside/shards/samples": np.concatenate([each.samples for each in trace.shards]),
+            }
         for number, each in enumerate(halfway.memory):
             arrays[f"inside/memory/{number}"] = np.asarray(each)
     return Content({"state": kept}, arrays)
@@ -168,15 +173,15 @@ def to_state(content: Content) -> EpochResult:
       content: with others' entries or without.
 
     Returns:
-      An EpochResult without a trace; the trace of what has been done of an epoch has no shards.
+      An EpochResult without a trace.
 
     Raises:
       KeyError: an entry is missing.
 
     >>> halfway = Halfway(np.ones(3), Trace(np.zeros(4, np.int32), np.arange(4)))
     >>> state = EpochResult(2, np.zeros(3), 0.5, 10, 20, None, Inside(halfway, np.ones(3), 0.1))
-    >>> step_of(to_state(of_state(state)))
-    14
+    >>> len(to_state(of_state(state)).inside.halfway.trace.worker)
+    4
     """
     kept, arrays = dict(content.record["state"]), content.arrays
     inside = kept.pop("inside", None)
@@ -186,6 +191,7 @@ def to_state(content: Content) -> EpochResult:
             arrays["inside/worker"],
             arrays["inside/read_version"],
             inside["sees_own"],
+            shards=_shards(arrays),
             scale=arrays.get("inside/scale"),
             times=None if times is None else Times(*times),
         )
@@ -200,24 +206,37 @@ def to_state(content: Content) -> EpochResult:
     return EpochResult(**kept, x=arrays["x"], trace=None, inside=inside)
 
 
-def step_of(state: EpochResult) -> int:
-    """The updates that have landed, those of an epoch under way included: a number for `save`.
+def _shards(arrays: dict[str, np.ndarray]) -> tuple[Shard, ...] | None:
+    if "inside/shards/sizes" not in arrays:
+        return None
+    ends = np.cumsum(arrays["inside/shards/sizes"])
+    pieces = np.split(arrays["inside/shards/samples"], ends[:-1])
+    weights = arrays["inside/shards/weights"].tolist()
+    return tuple(map(Shard._make, zip(pieces, weights, strict=True)))
+
+
+def as_restored(record: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint will give back of a record: lists for tuples, numbers for numpy's.
 
     Args:
-      state: of the run.
+      record: of what JSON and numpy's scalars can say.
 
     Returns:
-      A whole number.
+      The record.
 
-    >>> step_of(EpochResult(2, np.zeros(3), 0.5, 10, 20, None))
-    10
+    >>> as_restored({"sizes": (np.int64(3), 4.0)})
+    {'sizes': [3, 4.0]}
     """
-    inside = 0 if state.inside is None else len(state.inside.halfway.trace.worker)
-    return state.updates + inside
+    restored: dict[str, Any] = json.loads(_dumped(record))
+    return restored
+
+
+def _dumped(record: dict[str, Any]) -> str:
+    return json.dumps(record, default=lambda scalar: scalar.item())
 
 
 def _packed(content: Content) -> bytes:
-    record = json.dumps(content.record | {"version": VERSION}).encode()
+    record = _dumped(content.record | {"version": VERSION}).encode()
     arrays: dict[str, Any] = {"record": np.frombuffer(record, np.uint8), **content.arrays}
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -255,15 +274,17 @@ def _signals_wait() -> Iterator[None]:
         yield  # no other one is interrupted
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        if before[number] not in (None, signal.SIG_IGN):
-            signal.signal(number, lambda number, frame: received.append(number))
+    # None is a handler that Python has not set, and cannot set again.
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    mine = [each for each in SIGNALS if before[each] not in (None, signal.SIG_IGN)]
+    for each in mine:
+        signal.signal(each, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        for each, handler in before.items():
-            if handler is not None:
-                signal.signal(each, handler)
-        for one in received:
-            signal.raise_signal(one)
+        signal.pthread_sigmask(signal.SIG_BLOCK, mine)
+        for each in mine:
+            signal.signal(each, before[each])
+        for number in received:
+            signal.raise_signal(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, mine)  # now they take effect

@@ -1,4 +1,4 @@
-"""Files that orbax keeps, one for each step: whole or not at all, the last few of them.
+"""Files that orbax keeps, numbered as they came: whole or not at all, the last few of them.
 
 Imported by who needs it when it is needed, as orbax takes half a second.
 """
@@ -14,19 +14,18 @@ FILE = "content"
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of which there is a file, rising; of a folder that is not there, none."""
+    """The numbers of the files, rising; of a folder that is not there, none."""
     if not folder.is_dir():
         return []
     with _manager(folder, write=False, keep=None) as manager:
         return sorted(manager.all_steps())
 
 
-def save(folder: Path, step: int, content: bytes, *, keep: int) -> None:
-    """Adds the file of a step; those of this step and of later ones go.
+def save(folder: Path, content: bytes, *, keep: int) -> None:
+    """Adds a file after all others, of which the oldest go once it is there.
 
     Args:
       folder: of the files; made if it is not there.
-      step: a whole number of at least 0.
       content: of the file.
       keep: files that stay, this one included.
 
@@ -35,18 +34,15 @@ def save(folder: Path, step: int, content: bytes, *, keep: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _manager(folder, write=True, keep=keep) as manager:
-        # Orbax adds nothing to or before its last step; only a damaged file is not the last.
-        for later in [other for other in manager.all_steps() if other >= step]:
-            manager.delete(later)
-        manager.save(step, args=_SaveArgs(content))
+        manager.save(1 + max(manager.all_steps(), default=-1), args=_SaveArgs(content))
 
 
 def load(folder: Path, step: int) -> bytes:
-    """The content of the file of a step.
+    """The content of a file.
 
     Args:
       folder: of the files.
-      step: one of `steps`.
+      step: its number, one of `steps`.
 
     Returns:
       What `save` was given, unless the file was damaged since.

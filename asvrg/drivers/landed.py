@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from asvrg.errors import InputError
 from asvrg.types import Shard, Times, Trace
 
 
@@ -96,12 +97,16 @@ class Landed:
         )
 
     def _take_over(self, before: Trace) -> None:
+        if before.times is None or (before.scale is None) != (self._scale is None):
+            raise InputError(
+                "an epoch must be gone on with by the driver that paused in it, made with the same "
+                "arguments, got one whose trace has other fields."
+            )
         done = slice(len(before.worker))
         self.number = len(before.worker)
         self._worker[done], self._read_version[done] = before.worker, before.read_version
         if self._scale is not None:
             self._scale[done] = before.scale
-        assert before.times is not None
         for all_, earlier in zip(self._times, before.times, strict=True):
             all_[done] = earlier
         self._begin -= max(before.times.landed, default=0.0)

@@ -172,7 +172,7 @@ def fit_epochs(
     if checkpoint_dir is not None:
         run = {
             "method": method,
-            "driver": driver if isinstance(driver, str) else "a function",
+            "driver": driver if isinstance(driver, str) else _name(driver),
             **settings._asdict(),
             "seed": seed,
             "lr": lrs,
@@ -205,6 +205,15 @@ def _keeper(folder: str | os.PathLike[str], seconds: float, run: dict[str, Any])
     if path.exists() and not path.is_dir():
         raise InputError(f"checkpoint_dir must name a folder, got {path}, which is a file.")
     return Keeper(path, seconds, run)
+
+
+def _name(driver: MakeDriver) -> str:
+    """Of a function that makes drivers, with the numbers and words that `partial` gave it."""
+    given = getattr(driver, "keywords", {})
+    told = {name: value for name, value in given.items() if isinstance(value, str | int | float)}
+    function = getattr(driver, "func", driver)
+    module, name = (getattr(function, each, "") for each in ("__module__", "__qualname__"))
+    return f"{module}.{name} {told}"
 
 
 def _of_epochs(

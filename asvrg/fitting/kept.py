@@ -51,14 +51,14 @@ class Keeper:
         Args:
           folder: of the checkpoints.
           seconds: from one checkpoint to the next; 0 for one after every epoch and none inside.
-          run: what must be the same in a run that goes on, as JSON has it.
+          run: what must be the same in a run that goes on; JSON can say it.
 
         Raises:
           InputError: the checkpoints are of another run, or all damaged, or orbax is missing.
         """
         self._folder = folder
         self._seconds = seconds
-        self._run = run
+        self._run = checkpoints.as_restored(run)
         self._saved_at = time.monotonic()
         self._unsaved: Position | None = None
         kept = checkpoints.load(folder, "checkpoint_dir must be a folder", _decode)
@@ -91,8 +91,7 @@ class Keeper:
           OSError: it cannot be written.
         """
         if self._unsaved is not None:
-            step = checkpoints.step_of(self._unsaved.state)
-            checkpoints.save(self._folder, step, _encode(self._unsaved, self._run))
+            checkpoints.save(self._folder, _encode(self._unsaved, self._run))
             self._unsaved, self._saved_at = None, time.monotonic()
 
     def _check_same(self, before: dict[str, Any]) -> None:

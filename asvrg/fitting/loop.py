@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -214,7 +216,13 @@ def run(plan: Plan) -> Iterator[FitEpoch]:
                 yield _epoch(plan, position, trace)
     finally:
         if plan.keeper is not None:
-            plan.keeper.save()
+            # What stopped the run is told, not that the disk is full now too.
+            with (
+                contextlib.nullcontext()
+                if sys.exception() is None
+                else contextlib.suppress(OSError)
+            ):
+                plan.keeper.save()
 
 
 def _first(plan: Plan) -> Position:
@@ -318,7 +326,8 @@ def _next_step(
 
 def _one_epoch(plan: Plan, driver: Driver, here: Position) -> tuple[EpochResult, Metrics]:
     """The state after one more epoch; if it diverges, a loss of nan, and nothing but its costs."""
-    begin, state = time.perf_counter(), here.state
+    state, seconds = here.state, 0.0 if here.state.inside is None else here.state.inside.seconds
+    begin = time.perf_counter()
     results = training.run(
         driver,
         state,
@@ -330,9 +339,11 @@ def _one_epoch(plan: Plan, driver: Driver, here: Position) -> tuple[EpochResult,
         for reached in results:
             if reached.inside is None:
                 break
+            seconds = reached.inside.seconds
             _take(plan, here._replace(state=reached))
+            begin = time.perf_counter()
     except DivergedError:
-        seconds = state.seconds + time.perf_counter() - begin
+        seconds += state.seconds + time.perf_counter() - begin
         lost = state._replace(seconds=seconds, grad_evals=state.grad_evals + driver.grad_evals)
         return lost, Metrics(math.nan, math.nan, math.nan)
     return reached, _evaluate(plan, reached.x)

@@ -63,7 +63,6 @@ def write(folder: Path, results: Results, config: dict[str, Any]) -> None:
       config: from `provenance.describe`.
     """
     key = ("kind", "workers", "cores")
-    _write_csv(folder / SPEEDS, Speed._fields, results.speeds)
     _write_csv(
         folder / CURVES,
         (*key, "epoch", "seconds", "train_loss"),
@@ -85,6 +84,8 @@ def write(folder: Path, results: Results, config: dict[str, Any]) -> None:
     )
     recording.write_config(folder, config)
     _draw(folder / FIGURE, results)
+    # The last, as the folder is known by it.
+    _write_csv(folder / SPEEDS, Speed._fields, results.speeds)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

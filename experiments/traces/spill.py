@@ -131,15 +131,16 @@ def rewind(folder: Path, state: EpochResult) -> None:
     """
     folder = folder / traces.FOLDER
     numbers = traces.recorded_epochs(folder)
-    for number in numbers:
-        if number > state.epoch:
-            traces.epoch_file(folder, number).unlink()
+    # In such an order that a reader finds a whole record at any moment.
     if state.epoch == 0:
         for name in (traces.HEADER, traces.LAST):
             (folder / name).unlink(missing_ok=True)
     elif state.epoch in numbers:
         with contextlib.suppress(InputError):  # A damaged header: there is no record to keep.
             write_x(folder, traces.read_header(folder), state.epoch, state.x)
+    for number in sorted(numbers, reverse=True):
+        if number > state.epoch:
+            traces.epoch_file(folder, number).unlink()
 
 
 def start(folder: Path, header: Header, x: Array) -> None:

@@ -97,8 +97,9 @@ class InnerLoop:
         self._drawn = collections.Counter[int]()
         if before is not None:
             self._drawn.update(before.worker.tolist())
-            self._shards = dict(enumerate(before.shards or ()))
-            self._shards |= {server.stream(k): server.shard(k) for k in server.books}
+            known = enumerate(before.shards or ())
+            self._shards = {stream: shard for stream, shard in known if len(shard.samples)}
+            self._begin_streams_anew_if_shards_differ()
 
     def run(self) -> Trace:
         """Applies all updates to x, in place, or those up to a pause.
@@ -120,14 +121,25 @@ class InnerLoop:
             elif answer[0].tag is Tag.RESULT:
                 self._arrived.append(Arrival(answer[0], self._landed.now()))
                 self._land()
-                if self._not_finite is not None:
-                    raise diverged("v", self._epoch + 1, self._lr, self._not_finite)
+            if self._not_finite is not None:
+                raise diverged("v", self._epoch + 1, self._lr, self._not_finite)
             updated = now()
             self._serve()
             clock["update"] += updated - received
             clock["send"] += now() - updated
         server.settle()
         return self._landed.trace(sees_own=False, shards=self._all_shards())
+
+    def _begin_streams_anew_if_shards_differ(self) -> None:
+        """Workers that came or went since the pause have other shards, and so other streams."""
+        server = self._server
+        for k in server.books:
+            before, now = self._shards.get(server.stream(k)), server.shard(k)
+            if before is not None and not (
+                before.weight == now.weight and np.array_equal(before.samples, now.samples)
+            ):
+                server.generation = 1 + max(self._shards) // server.plan.num_workers
+                return
 
     def _is_done(self) -> bool:
         """Whether all has landed, or, once it shall pause, all that was granted."""

@@ -100,15 +100,11 @@ def driver(
             )
         return record
 
-    def advance(
-        reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
-    ) -> Halfway:
-        record, before = trace_of(epoch), None
-        if isinstance(reached, Halfway):
-            before = Part(
-                reached.x, len(reached.trace.worker), reached.memory, (), True, lambda: None
-            )
-        parts = _parts(
+    def parts_of(
+        reached: Array | Halfway, snapshot: Snapshot, record: Trace, epoch: int, lr: float
+    ) -> Iterator[Part]:
+        before = reached if isinstance(reached, Halfway) else None
+        return _parts(
             estimator,
             reached if before is None else before.x,
             snapshot,
@@ -123,7 +119,12 @@ def driver(
             length=PART,
             before=before,
         )
-        for part in parts:
+
+    def advance(
+        reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
+    ) -> Halfway:
+        record = trace_of(epoch)
+        for part in parts_of(reached, snapshot, record, epoch, lr):
             if not part.is_finite:
                 update = part.culprit()
                 raise diverged("x" if update is None else "v", epoch + 1, lr, update)
@@ -136,7 +137,8 @@ def driver(
         return whole.x, whole.trace
 
     def warm_up(x: Array) -> None:
-        inner_loop(x, prepare(x), 0, 0.0)
+        for part in parts_of(x, prepare(x), trace_of(0), 0, 0.0):
+            jax.block_until_ready(part.x)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
     return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
@@ -221,7 +223,7 @@ def _parts(
     max_delay: int | None,
     observe: Observe | None,
     length: int,
-    before: Part | None,
+    before: Halfway | None,
 ) -> Iterator[Part]:
     """An epoch in parts of `length` updates at most, from `before` on; else as `replay`."""
     delays.check(trace)

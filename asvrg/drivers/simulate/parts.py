@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asvrg.errors import InputError
 from asvrg.types import Array, PyTree
 
 
@@ -27,6 +32,31 @@ class Part(NamedTuple):
     observations: PyTree
     is_finite: bool
     culprit: Callable[[], int | None]
+
+
+def restored(memory: Sequence[Array], like: PyTree) -> Any:
+    """The arrays that a Part has remembered, in the structure that they had.
+
+    Args:
+      memory: of the Part.
+      like: a pytree of arrays of the same shapes.
+
+    Returns:
+      A pytree of that structure.
+
+    Raises:
+      InputError: they are of other shapes: another driver has paused.
+
+    >>> restored([np.ones(2)], {"a": np.zeros(2)})
+    {'a': Array([1., 1.], dtype=float32)}
+    """
+    leaves, structure = jax.tree.flatten(like)
+    if [np.shape(each) for each in memory] != [np.shape(each) for each in leaves]:
+        raise InputError(
+            "an epoch must be gone on with by the driver that paused in it, made with the same "
+            "arguments, got one that remembers other arrays."
+        )
+    return jax.tree.unflatten(structure, [jnp.asarray(each) for each in memory])
 
 
 def first_true(condition: Callable[[int], bool], most: int) -> int | None:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, sampling, steps
-from asvrg.drivers.simulate.parts import Part, first_true
+from asvrg.drivers.simulate.parts import Part, first_true, restored
 from asvrg.errors import InputError
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
-from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
+from asvrg.types import Array, Data, Delta, Draws, Halfway, Observe, PyTree, Snapshot, Trace
 
 _NOWHERE = np.iinfo(np.int32).max  # a row that no array has
 
@@ -76,7 +76,7 @@ def parts(
     max_delay: int | None,
     observe: Observe | None,
     length: int,
-    before: Part | None,
+    before: Halfway | None,
 ) -> Iterator[Part]:
     """What the updates of a trace make of x; see `simulate.replay`.
 
@@ -92,7 +92,7 @@ def parts(
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
       length: turns in a part.
-      before: one of these parts, to go on from; None for the start of the epoch.
+      before: where the epoch paused after one of these parts; None for its start.
 
     Yields:
       A Part after as many turns as `length` says, and after the last one.
@@ -143,15 +143,13 @@ def _culprit(make: Callable[..., State], part: Plan, size: int) -> int | None:
     return None if number is None else int(part.update[number - 1])
 
 
-def _taken_up(estimator: Estimator, state: State, before: Part) -> tuple[int, State]:
-    """The turns that were made before a Part, and the state that it was made of."""
-    done, *memory = before.memory
-    shape = jax.tree.structure((state.kept, state.own, state.last))
-    kept, own, last = jax.tree.unflatten(shape, [jnp.asarray(leaf) for leaf in memory])
+def _taken_up(estimator: Estimator, state: State, before: Halfway) -> tuple[int, State]:
+    """The turns that were made before a pause, and the state then."""
+    like = (np.int32(0), state.kept, state.own, state.last)
+    done, kept, own, last = restored(before.memory, like)
     x = steps.padded(estimator, before.x, kept.block)
-    return int(done), state._replace(
-        x=x, landed=jnp.int32(before.landed), kept=kept, own=own, last=last
-    )
+    landed = jnp.int32(len(before.trace.worker))
+    return int(done), state._replace(x=x, landed=landed, kept=kept, own=own, last=last)
 
 
 def _is_finite(state: State) -> bool:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, sampling, steps
-from asvrg.drivers.simulate.parts import Part
+from asvrg.drivers.simulate.parts import Part, restored
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler, Stream
-from asvrg.types import Array, Data, Delta, Draws, Observe, PyTree, Snapshot, Trace
+from asvrg.types import Array, Data, Delta, Draws, Halfway, Observe, PyTree, Snapshot, Trace
 
 
 def parts(
@@ -34,7 +34,7 @@ def parts(
     max_delay: int | None,
     observe: Observe | None,
     length: int,
-    before: Part | None,
+    before: Halfway | None,
 ) -> Iterator[Part]:
     """What the updates of a trace make of x; see `simulate.replay`.
 
@@ -51,7 +51,7 @@ def parts(
       max_delay: the largest delay of all traces, where that is known.
       observe: the observer.
       length: updates in a part, at most.
-      before: one of these parts, to go on from; None for the start of the epoch.
+      before: where the epoch paused after one of these parts; None for its start.
 
     Yields:
       A Part after as many updates, and after the last one.
@@ -63,9 +63,8 @@ def parts(
     length = max(1, min(length, sampling.SEGMENT_ENTRIES // (depth * trace.read_version.shape[1])))
     first = 0
     if before is not None:
-        x, first = jnp.asarray(before.x), before.landed
-        leaves = [jnp.asarray(leaf) for leaf in before.memory]
-        ring = jax.tree.unflatten(jax.tree.structure(ring), leaves)
+        x, first = jnp.asarray(before.x), len(before.trace.worker)
+        ring = restored(before.memory, ring)
         for start in range(0, first, length):
             sampling.in_order(streams, trace.worker[start : min(start + length, first)])
     seen = None
