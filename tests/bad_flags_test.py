@@ -28,6 +28,7 @@ from experiments import (
     alpha_svrg,
     extract_features,
     flag_errors,
+    folders,
     launch,
     predict_speedup,
     recording,
@@ -147,7 +148,7 @@ def run(tmp_path, monkeypatch, capsys) -> Any:
     def reached(*args: object, **named: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(recording, "claim_folder", reached)
+    monkeypatch.setattr(folders, "claim_folder", reached)
     monkeypatch.setattr(recording, "open_recorder", reached)
     # The work of an example begins when it has its budget, that of `randomness` with the data.
     after(monkeypatch, comparison, "budget")

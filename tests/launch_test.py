@@ -112,7 +112,12 @@ def test_an_interrupt_that_a_callback_swallows_is_raised_again():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_waits_for_where_the_run_can_go_on_and_the_second_does_not(number, capfd):
+def test_the_first_signal_waits_for_where_the_run_can_go_on_and_the_second_does_not(
+    number, capfd, request
+):
+    # nohup has SIGHUP ignored, which binaries respect.
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
     reached = []
 
     def main(values):

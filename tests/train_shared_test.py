@@ -311,21 +311,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert csvs[0] == csvs[1]
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
-    parts, whole = tmp_path / "parts", tmp_path / "whole"
-    flags = ("--driver=simulate", "--num_threads=2", "--checkpoint_seconds=0")
-    with running("--num_epochs=100000", *flags, f"--out_dir={parts}") as process:
-        wait_for_lines(process, parts / "metrics.csv", 5)
-        process.kill()
-    num_epochs = len((parts / "metrics.csv").read_text().splitlines()) + 2
-    for folder in (parts, whole):
-        arguments = (*SMALL, *flags, f"--num_epochs={num_epochs}", f"--out_dir={folder}")
-        assert run(train_shared, *arguments) == 0
-    rows = read_metrics(parts)
-    assert [int(row["epoch"]) for row in rows] == list(range(num_epochs + 1))
-    assert without_clock(rows) == without_clock(read_metrics(whole))
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
