@@ -23,7 +23,7 @@ from tests import binaries
 
 FLAGS = {
     # Lines alone are written once the first checkpoint is there; 4 KB of them fill a page.
-    "metrics": ["--num_epochs=70", "--inner_steps=2", "--checkpoint_seconds=1e9"],
+    "metrics": ["--num_epochs=50", "--inner_steps=2", "--checkpoint_seconds=1e9"],
     "trace": ["--num_epochs=6", "--record", "--checkpoint_seconds=1e9"],
     "checkpoint": ["--num_epochs=6", "--checkpoint_seconds=0"],
 }

@@ -19,7 +19,7 @@ from tests.lives import lives
 
 KILLS = 25  # of each kind of run
 FLAGS = (*SMALL, "--inner_steps=4000", "--checkpoint_seconds=0.02", "--record")
-LENGTH = "--num_epochs=12"
+LENGTH = "--num_epochs=8"
 KINDS = {
     "a thread": ("--num_threads=1", "--method=sgd_svrg", "--pretrain_epochs=2"),
     "simulated delays": ("--driver=simulate", "--num_threads=5", "--delay_adaptive"),
@@ -82,7 +82,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
             folder, code = tmp_path / str(number), -1
             while code:
                 # Once there are enough the run ends by itself.
-                seconds = rng.uniform(0.0, short) if kills < KILLS else 60.0
+                seconds = rng.uniform(0.0, 0.7 * short) if kills < KILLS else 60.0
                 code = zygote.live(*flags, LENGTH, f"--out_dir={folder}", seconds=seconds)
                 assert code in (0, -signal.SIGKILL), (tmp_path / "errors").read_text()
                 kills += code != 0

@@ -62,8 +62,8 @@ def exist_in(folder: Path) -> bool:
 def save(folder: Path, content: Content) -> None:
     """Adds a checkpoint to a folder, in which the last two stay.
 
-    Not asynchronously: a checkpoint of some 100 KB takes 10 to 20 ms, and what it holds may change
-    right after.
+    Not asynchronously: a checkpoint of up to a megabyte takes some 20 ms, and what it holds may
+    change right after.
 
     Args:
       folder: of the checkpoints; made if it is not there.
