@@ -26,7 +26,7 @@ from asvrg.types import Array, Data, Driver, Halfway, Observe, Pause, Snapshot, 
 
 __all__ = ["Run", "SweepResult", "driver", "replay", "sweep"]
 
-PART = 512  # updates from one point where an epoch may pause to the next, at most
+PART = 1_024  # updates from one point where an epoch may pause to the next, at most
 
 
 def driver(
