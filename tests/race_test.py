@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import pytest
 from asvrg import delays, sampling
 from asvrg.drivers import threads
 from asvrg.types import Delta, Snapshot
-from tests.thread_runs import COUNTING, MODES, alive
+from tests.thread_runs import COUNTING, MODES, alive, eager_switching
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,11 +38,8 @@ def _no_thread_stays_behind() -> Iterator[None]:
 
 @pytest.fixture
 def _eager_switching() -> Iterator[None]:
-    """Has the interpreter change threads after every few instructions."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
+    with eager_switching():
+        yield
 
 
 def bits(values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
 import threading
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 
@@ -25,3 +28,14 @@ COUNTING = Estimator(
 
 def alive() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("asvrg")]
+
+
+@contextlib.contextmanager
+def eager_switching() -> Iterator[None]:
+    """Has the interpreter change threads after every few instructions."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from asvrg.schedules import Schedule
 from asvrg.types import Delta, Driver, Objective, Snapshot
 from tests import problems
 from tests.problems import Problem
-from tests.thread_runs import COUNTING, MODES, alive
+from tests.thread_runs import COUNTING, MODES, alive, eager_switching
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,11 +31,8 @@ def _no_thread_stays_behind() -> Iterator[None]:
 
 @pytest.fixture
 def _eager_switching() -> Iterator[None]:
-    """Has the interpreter change threads after every few instructions."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
+    with eager_switching():
+        yield
 
 
 @pytest.fixture
