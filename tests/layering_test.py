@@ -50,7 +50,7 @@ FLOORS = [
     {"asvrg.training"},
     {"asvrg.fitting.inputs"},
     {"asvrg.fitting.automatic"},
-    {"asvrg.fitting.kept"},
+    {"asvrg.fitting.kept", "asvrg.fitting.records"},
     {"asvrg.fitting.loop"},
     {"asvrg.fitting.epochs"},
     {"asvrg.fitting"},

@@ -19,7 +19,7 @@ from asvrg import objectives
 from asvrg.errors import InputError
 from asvrg.fitting.epochs import DRIVERS, METHODS, fit_epochs
 from asvrg.fitting.inputs import SampleFn
-from asvrg.fitting.loop import FitEpoch, History, MakeDriver, Settings
+from asvrg.fitting.records import FitEpoch, History, MakeDriver, Settings
 from asvrg.schedules import Schedule
 from asvrg.types import Data, Objective, PyTree, Trace
 

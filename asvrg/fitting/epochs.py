@@ -17,7 +17,8 @@ from asvrg.errors import INT32, InputError, check_choice, check_count, check_rea
 from asvrg.fitting import inputs, loop
 from asvrg.fitting.inputs import SampleFn
 from asvrg.fitting.kept import Keeper, digest
-from asvrg.fitting.loop import FitEpoch, MakeDriver, Phase, Plan, Settings
+from asvrg.fitting.loop import Phase, Plan
+from asvrg.fitting.records import FitEpoch, MakeDriver, Settings
 from asvrg.schedules import Schedule
 from asvrg.types import Data, Objective, PyTree
 

@@ -41,7 +41,7 @@ class Claims:
           max_delay: Delta; None for no limit.
           scaled: whether updates are multiplied by a scale as they land.
           before: of the updates that have landed, where the epoch paused.
-          pause: whether to stop, asked once a window has been claimed; None for never.
+          pause: whether to stop, asked at every claim but the first; None for never.
         """
         self.landed = Landed(num_updates, scaled=scaled, before=before)
         self._read_period = read_period
