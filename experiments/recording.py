@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from asvrg import delays
+from asvrg.checkpoints import Timer
 from asvrg.errors import InputError, check_real
 from asvrg.types import Data, EpochResult
 from experiments import checkpoints, delay_counts, files, folders
@@ -143,13 +143,12 @@ class Recorder:
         self._record = record
         self._traces: TraceWriter | None = None
         self._tensorboard = tensorboard
-        self._checkpoint_seconds = checkpoint_seconds
+        self._timer = Timer(checkpoint_seconds)
         self._events: Any = None
         self._metrics: files.Lines | None = None
         self._reached: _Reached | None = None
         self._num_epochs: int | None = None  # in the end
         self._saved: EpochResult | None = None  # the state in the newest checkpoint
-        self._saved_at = time.monotonic()
         with contextlib.ExitStack() as opened:
             # First of all: nobody changes the checkpoint between its being read and gone on with.
             opened.enter_context(files.held(folder))
@@ -171,7 +170,9 @@ class Recorder:
         with self._open, told:
             if self._metrics is not None:
                 # An interrupt may have come between an epoch's being recorded and its line.
-                self._open_metrics(len(self.rows) if error is None else self._num_recorded())
+                self._open_metrics(
+                    len(self.rows) if self._reached is None else self._reached.num_rows
+                )
                 if self.delay_counts.size:
                     self._write_delays()
             if error is None or isinstance(error, KeyboardInterrupt):
@@ -189,8 +190,8 @@ class Recorder:
           The state to go on from; None for a new run.
 
         Raises:
-          InputError: more epochs are done already, or a run that shall be
-            recorded has no record of its epochs so far.
+          InputError: more epochs are done already, or a run that shall be recorded has no record of
+            its epochs so far.
         """
         if self._saved is not None and self._saved.epoch > num_epochs:
             raise InputError(
@@ -253,15 +254,11 @@ class Recorder:
         Args:
           state: with that epoch's `inside`.
         """
-        assert self._reached is not None or self._saved is not None
-        if self._reached is None:
-            self._reached = _Reached(state, len(self.rows), self.delay_counts)
-        self._reached = self._reached._replace(state=state)
+        self._reached = _Reached(state, len(self.rows), self.delay_counts)
 
     def is_due(self) -> bool:
         """Whether an epoch shall pause for a checkpoint."""
-        age = time.monotonic() - self._saved_at
-        return 0 < self._checkpoint_seconds <= age
+        return self._timer.is_due()
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Writes a checkpoint of the last recorded state, if the one before is old enough.
@@ -274,7 +271,7 @@ class Recorder:
         """
         if self._reached is not None and self._reached.state.epoch == self._num_epochs:
             return  # That of the end is for `__exit__`.
-        if now or self._checkpoint_seconds == 0 or self.is_due():
+        if now or self._timer.is_due_after_epoch():
             self._save_reached()
 
     def _save_reached(self) -> None:
@@ -289,7 +286,8 @@ class Recorder:
             if self._events is not None:
                 self._events.flush()  # what the checkpoint holds is not written again
             checkpoints.save(self.folder, progress)
-            self._saved, self._saved_at = reached.state, time.monotonic()
+            self._saved = reached.state
+            self._timer.restart()
 
     @property
     def saved(self) -> EpochResult | None:
@@ -323,9 +321,6 @@ class Recorder:
             file=sys.stderr,
         )
         return state._replace(inside=None)
-
-    def _num_recorded(self) -> int:
-        return len(self.rows) if self._reached is None else self._reached.num_rows
 
     def _open_events(self, first_epoch: int) -> None:
         if self._tensorboard:

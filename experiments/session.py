@@ -77,7 +77,7 @@ def train(
             _keep(recorder, num_epochs)
             raise
         finally:
-            with contextlib.nullcontext() if sys.exception() is None else _told():
+            with _told():
                 _draw(recorder, title)
             print(summary(recorder, num_epochs))
     return reached
@@ -154,9 +154,12 @@ def _place(state: EpochResult, num_epochs: int) -> str:
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Prints what the system refuses instead of raising it, where another error is on its way."""
+    other = sys.exception()
     try:
         yield
     except OSError as error:
+        if other is None:
+            raise
         print(launch.sentence(error), file=sys.stderr)
 
 

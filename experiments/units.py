@@ -6,7 +6,6 @@ A unit is a run, or a part of a study; its outcome is what JSON can say, such as
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -74,7 +73,7 @@ class Units:
         Raises:
           OSError: it cannot be written; the checkpoints before are as they were.
         """
-        restored = json.loads(json.dumps(outcome))
+        restored = asvrg.checkpoints.as_restored(outcome)
         done = self._done | {name: restored}
         content = Content({"config": self.config, "units": done}, {})
         asvrg.checkpoints.save(self._folder / checkpoints.UNITS, content)

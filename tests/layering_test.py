@@ -39,7 +39,12 @@ FLOORS = [
     },
     {"asvrg.steps", "asvrg.transforms.correction", "asvrg.theory"},
     {"asvrg.transforms"},
-    {"asvrg.drivers.mpi.protocol", "asvrg.drivers.landed", "asvrg.drivers.arguments"},
+    {
+        "asvrg.drivers.arguments",
+        "asvrg.drivers.landed",
+        "asvrg.drivers.mpi.protocol",
+        "asvrg.drivers.pausing",
+    },
     {"asvrg.drivers.mpi.transport", "asvrg.drivers.mpi.server", "asvrg.drivers.mpi.worker"},
     {"asvrg.drivers.mpi.exchange", "asvrg.drivers.mpi.inner_loop"},
     {"asvrg.drivers.simulate.parts"},

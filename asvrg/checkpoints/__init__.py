@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,31 @@ class Content(NamedTuple):
 
     record: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+class Timer:
+    """When the next checkpoint of a run is due.
+
+    >>> Timer(3600.0).is_due(), Timer(0.0).is_due(), Timer(0.0).is_due_after_epoch()
+    (False, False, True)
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Starts it: `seconds` from one checkpoint to the next; 0: after every epoch alone."""
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint has been written now."""
+        self._begin = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether an epoch shall pause for a checkpoint."""
+        return 0 < self._seconds <= time.monotonic() - self._begin
+
+    def is_due_after_epoch(self) -> bool:
+        """Whether one shall be written where an epoch has ended."""
+        return self._seconds == 0 or self.is_due()
 
 
 def exist_in(folder: Path) -> bool:
@@ -215,7 +241,7 @@ def _shards(arrays: dict[str, np.ndarray]) -> tuple[Shard, ...] | None:
     return tuple(map(Shard._make, zip(pieces, weights, strict=True)))
 
 
-def as_restored(record: dict[str, Any]) -> dict[str, Any]:
+def as_restored(record: Any) -> Any:
     """What a checkpoint will give back of a record: lists for tuples, numbers for numpy's.
 
     Args:
@@ -227,11 +253,10 @@ def as_restored(record: dict[str, Any]) -> dict[str, Any]:
     >>> as_restored({"sizes": (np.int64(3), 4.0)})
     {'sizes': [3, 4.0]}
     """
-    restored: dict[str, Any] = json.loads(_dumped(record))
-    return restored
+    return json.loads(_dumped(record))
 
 
-def _dumped(record: dict[str, Any]) -> str:
+def _dumped(record: Any) -> str:
     return json.dumps(record, default=lambda scalar: scalar.item())
 
 

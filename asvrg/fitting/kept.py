@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +56,8 @@ class Keeper:
           InputError: the checkpoints are of another run, or all damaged, or orbax is missing.
         """
         self._folder = folder
-        self._seconds = seconds
+        self._timer = checkpoints.Timer(seconds)
         self._run = checkpoints.as_restored(run)
-        self._saved_at = time.monotonic()
         self._unsaved: Position | None = None
         kept = checkpoints.load(folder, "checkpoint_dir must be a folder", _decode)
         self.position: Position | None = None
@@ -69,7 +67,7 @@ class Keeper:
 
     def is_due(self) -> bool:
         """Whether an epoch shall pause for a checkpoint."""
-        return 0 < self._seconds <= time.monotonic() - self._saved_at
+        return self._timer.is_due()
 
     def take(self, position: Position) -> None:
         """Takes where the run is now, and writes a checkpoint if one is due.
@@ -81,7 +79,7 @@ class Keeper:
           OSError: it cannot be written.
         """
         self._unsaved = position
-        if self._seconds == 0 or self.is_due():
+        if self._timer.is_due_after_epoch():
             self.save()
 
     def save(self) -> None:
@@ -92,7 +90,8 @@ class Keeper:
         """
         if self._unsaved is not None:
             checkpoints.save(self._folder, _encode(self._unsaved, self._run))
-            self._unsaved, self._saved_at = None, time.monotonic()
+            self._unsaved = None
+            self._timer.restart()
 
     def _check_same(self, before: dict[str, Any]) -> None:
         names = [

@@ -34,7 +34,7 @@ import numpy as np
 from absl import logging
 
 from asvrg import objectives, sampling
-from asvrg.drivers import arguments
+from asvrg.drivers import arguments, pausing
 from asvrg.drivers.mpi.inner_loop import InnerLoop
 from asvrg.drivers.mpi.protocol import SERVER, TEXT, Plan, RankError, make_plan, vector
 from asvrg.drivers.mpi.server import Server
@@ -42,7 +42,7 @@ from asvrg.drivers.mpi.worker import Worker
 from asvrg.errors import InputError, check_switch
 from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
-from asvrg.types import Array, Data, Driver, Halfway, Pause, Snapshot, Trace
+from asvrg.types import Array, Data, Driver, Halfway, Pause, Snapshot
 
 if TYPE_CHECKING:
     from asvrg.drivers.mpi.exchange import Exchange
@@ -242,7 +242,7 @@ def driver(
         reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
     ) -> Halfway:
         del snapshot  # the workers have it
-        x, before = reached[:2] if isinstance(reached, Halfway) else (reached, None)
+        x, before = pausing.begin(reached)
         buffer = own(x)
         loop = InnerLoop(
             server,
@@ -263,10 +263,6 @@ def driver(
         server.abandon = None
         return Halfway(buffer, trace)
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
-        whole = advance(x, snapshot, epoch, lr, None)
-        return whole.x, whole.trace
-
     def warm_up(x: Array) -> None:
         if collective is not None:
             collective.trace_snapshot(estimator, jnp.asarray(own(x)), (), (), {})
@@ -274,7 +270,7 @@ def driver(
         prepare(x)  # compiles the collectives, and has the first epoch find all in place
 
     evals = estimator.grad_evals(plan.sampler.num_samples, plan.sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
+    return Driver(prepare, pausing.inner_loop(advance), warm_up, inner_steps, evals, advance)
 
 
 def work(

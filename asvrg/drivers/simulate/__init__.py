@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, objectives, sampling
-from asvrg.drivers import arguments
+from asvrg.drivers import arguments, pausing
 from asvrg.drivers.simulate import read_order, ring
 from asvrg.drivers.simulate.parts import Part
 from asvrg.drivers.simulate.sweep import Run, SweepResult, sweep
@@ -132,16 +132,12 @@ def driver(
                 return Halfway(part.x, delays.prefix(record, part.landed), part.memory)
         return Halfway(part.x, record)
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
-        whole = advance(x, snapshot, epoch, lr, None)
-        return whole.x, whole.trace
-
     def warm_up(x: Array) -> None:
         for part in parts_of(x, prepare(x), trace_of(0), 0, 0.0):
             jax.block_until_ready(part.x)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
+    return Driver(prepare, pausing.inner_loop(advance), warm_up, inner_steps, evals, advance)
 
 
 def replay(

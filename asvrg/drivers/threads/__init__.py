@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asvrg import delays, objectives, sampling, steps
-from asvrg.drivers import arguments
+from asvrg.drivers import arguments, pausing
 from asvrg.drivers.threads.buffer import add, live_view, shared_buffer
 from asvrg.drivers.threads.claims import Claims
 from asvrg.errors import (
@@ -148,7 +148,7 @@ def driver(
     def advance(
         reached: Array | Halfway, snapshot: Snapshot, epoch: int, lr: float, pause: Pause | None
     ) -> Halfway:
-        x, before = reached[:2] if isinstance(reached, Halfway) else (reached, None)
+        x, before = pausing.begin(reached)
         sampling.check_dim(sampler, x)
         buffer = shared_buffer(x)
         drawn = np.bincount([] if before is None else before.worker, minlength=num_threads)
@@ -170,10 +170,6 @@ def driver(
             raise diverged("v", epoch + 1, lr, update=min(loop.not_finite))
         return Halfway(buffer, trace)
 
-    def inner_loop(x: Array, snapshot: Snapshot, epoch: int, lr: float) -> tuple[Array, Trace]:
-        reached = advance(x, snapshot, epoch, lr, None)
-        return reached.x, reached.trace
-
     def warm_up(x: Array) -> None:
         snapshot = estimator.in_epoch(prepare(x), 0)
         stream = Stream(sampler, 0, 0)
@@ -186,7 +182,7 @@ def driver(
             loop.run(read, write, None)
 
     evals = estimator.grad_evals(n, sampler.batch_size, inner_steps)
-    return Driver(prepare, inner_loop, warm_up, inner_steps, evals, advance)
+    return Driver(prepare, pausing.inner_loop(advance), warm_up, inner_steps, evals, advance)
 
 
 class _InnerLoop:
