@@ -105,6 +105,17 @@ def test_a_hidden_layer_of_large_outputs_is_exact_too() -> None:
         )
         np.testing.assert_allclose(found, losses.mean(), rtol=tolerance)
         assert np.all(np.isfinite(gradient))
+        # softmax is 1 at the largest logit and 0 elsewhere
+        at_logits = (np.eye(3)[logits.argmax(axis=1)] - np.eye(3)[LABELS]) / 4
+        weights = objective.unravel(large.astype(float))[1][:4]
+        ones = np.ones((4, 1))
+        wanted = [
+            np.hstack([inputs, ones]).T @ (at_logits @ weights.T * (hidden > 0)),
+            np.hstack([hidden, ones]).T @ at_logits,
+        ]
+        for one, other in zip(objective.unravel(np.asarray(gradient)), wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+        assert np.abs(wanted[0]).max() > 1e3
 
 
 @pytest.mark.parametrize(("driver", "method"), [("serial", "sgd_svrg"), ("threads", "svrg")])
