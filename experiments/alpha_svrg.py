@@ -25,16 +25,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import flags
 from tqdm import tqdm
 
-from asvrg import mlp
 from asvrg.errors import INT32, DivergedError, InputError, check_count
 from experiments import (
     checkpoints,
     folders,
     iterations,
+    jobs,
     launch,
     problem,
     provenance,
@@ -42,9 +41,8 @@ from experiments import (
     tables,
     units,
 )
-from experiments.deep import drawing, jobs, runs
-from experiments.deep.jobs import Job
-from experiments.deep.runs import Method, Row, Setting
+from experiments.deep import drawing, runs
+from experiments.deep.runs import Job, Method, Row, Setting
 
 NAME = "alpha_svrg"
 CURVES, STEPS, FIGURE = "curves.csv", "steps.csv", "curves.png"
@@ -153,8 +151,14 @@ def main(values: flags.FlagValues) -> int:
             mininterval=0.2 if sys.stderr.isatty() else 5.0,
         ) as bar,
     ):
-        found = jobs.side_by_side(carry_out, search, num_threads, bar, kept)
-        ends = [of_job[-1] for of_job in found]
+
+        def all_rows(of: list[Job]) -> list[list[Row]]:
+            found = jobs.side_by_side(
+                carry_out, of, num_threads, bar, kept, cost=lambda job: job.method.num_epochs
+            )
+            return [[Row._make(row) for row in of_job] for of_job in found]
+
+        ends = [of_job[-1] for of_job in all_rows(search)]
         chosen = {method: best_step(method, tried, ends) for method in methods}
         # SGD with more epochs is evaluated where the others have computed as many gradients.
         last = [
@@ -162,8 +166,7 @@ def main(values: flags.FlagValues) -> int:
             for method in methods
             for seed in seeds
         ]
-        found = jobs.side_by_side(carry_out, last, num_threads, bar, kept)
-        rows = [row for of_job in found for row in of_job]
+        rows = [row for of_job in all_rows(last) for row in of_job]
     resolved = description["resolved"] | {"lr": {each.name: lr for each, lr in chosen.items()}}
     recording.write_config(folder, kept.config | {"resolved": resolved})
     if ends:
@@ -190,21 +193,12 @@ def make_setting(values: flags.FlagValues, problem_: problem.Problem) -> Setting
     Returns:
       A Setting, whose m is one pass over the samples.
     """
-    inputs, labels = problem_.train
-    last = [matrix.shape[1] for matrix in problem_.objective.unravel(problem_.x0)]
-    sizes = (inputs.shape[1], *last)
-
-    def make_x0(seed: int) -> jax.Array:
-        return mlp.init(
-            jax.random.key(seed), sizes, activation=values.activation, dtype=values.dtype
-        )
-
     return Setting(
         objective=problem_.objective,
         train=problem_.train,
         test=problem_.test,
-        make_x0=make_x0,
-        inner_steps=len(labels) // values.batch_size,
+        make_x0=problem_.make_x0,
+        inner_steps=len(problem_.train[1]) // values.batch_size,
         schedule=values.lr_schedule,
     )
 

@@ -275,23 +275,26 @@ def counts(values: flags.FlagValues, name: str) -> list[int]:
     ]
 
 
-def reals(values: flags.FlagValues, name: str) -> list[float]:
+def reals(values: flags.FlagValues, name: str, *, above: bool = True) -> list[float]:
     """The numbers in a flag that is a list.
 
     Args:
       values: parsed.
       name: of the flag, without dashes.
+      above: whether 0 is not accepted.
 
     Returns:
-      A list of numbers above 0.
+      A list of numbers above 0, or of at least 0.
 
     Raises:
-      InputError: it is empty, or an entry is no finite number above 0.
+      InputError: it is empty, or an entry is no such finite number.
     """
     entries = values[name].value
     if not entries:
         raise InputError(f"--{name} must be numbers with commas between, got none.")
-    return [check_real(f"every entry of --{name}", _number(entry), above=True) for entry in entries]
+    return [
+        check_real(f"every entry of --{name}", _number(entry), above=above) for entry in entries
+    ]
 
 
 def _number(entry: str) -> float | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +22,15 @@ class Problem(NamedTuple):
 
     Attributes:
       objective: f over x in R^d.
-      x0: float [d].
+      x0: float [d], of the run's seed.
+      make_x0: seed -> an x^0 like it.
       train: inputs [n, p] of x0's dtype, pixels in [0, 1] or features, and labels int32 [n].
       test: the same for the test samples.
     """
 
     objective: Objective
     x0: Array
+    make_x0: Callable[[int], Array]
     train: Data
     test: Data
 
@@ -149,10 +151,15 @@ def from_flags(values: flags.FlagValues) -> Problem:
         values.dataset, values.data_dir, values.num_train, values.num_test, values.seed
     )
     layer_sizes = (data.train_inputs.shape[1], *hidden, data.num_classes)
-    key = jax.random.key(values.seed)
+
+    def make_x0(seed: int) -> Array:
+        key = jax.random.key(seed)
+        return mlp.init(key, layer_sizes, activation=values.activation, dtype=values.dtype)
+
     return Problem(
         objective=mlp.mlp(layer_sizes, activation=values.activation, l2=values.l2),
-        x0=mlp.init(key, layer_sizes, activation=values.activation, dtype=values.dtype),
+        x0=make_x0(values.seed),
+        make_x0=make_x0,
         train=_on_device(data.train_inputs, data.train_labels, values.dtype),
         test=_on_device(data.test_inputs, data.test_labels, values.dtype),
     )

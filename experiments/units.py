@@ -30,7 +30,12 @@ class Units:
     """
 
     def __init__(
-        self, folder: Path, program: str, config: dict[str, Any], total: int, stop: launch.Stop
+        self,
+        folder: Path,
+        program: str,
+        config: dict[str, Any],
+        total: int | None,
+        stop: launch.Stop,
     ) -> None:
         """Reads the newest checkpoint of the study in a folder, if there is one.
 
@@ -102,7 +107,9 @@ class Units:
 
     def place(self) -> str:
         """How many units are done, in words."""
-        return f"{len(self)} of {self._total} units"
+        return (
+            f"{len(self)} units" if self._total is None else f"{len(self)} of {self._total} units"
+        )
 
     def _take_up(self, config: dict[str, Any], done: dict[str, Any]) -> None:
         before, now = config["program"], self.config["program"]
@@ -121,7 +128,9 @@ class Units:
 
 
 @contextlib.contextmanager
-def kept(folder: Path, program: str, config: dict[str, Any], total: int) -> Iterator[Units]:
+def kept(
+    folder: Path, program: str, config: dict[str, Any], total: int | None = None
+) -> Iterator[Units]:
     """Keeps the units of a study in its folder, and says how to go on if something stops it.
 
     Within the block a first SIGINT or SIGTERM waits for `Units.do`, or for who heeds `Units.stop`.
@@ -131,7 +140,7 @@ def kept(folder: Path, program: str, config: dict[str, Any], total: int) -> Iter
       program: the name of its binary.
       config: of the study, from `provenance.describe`; what goes on must have the same flags, but
         for FREE_FLAGS, and the same `resolved`.
-      total: how many units it has.
+      total: how many units it has; None where that turns out on the way.
 
     Yields:
       Units.

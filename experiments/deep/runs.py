@@ -98,6 +98,15 @@ class Setting(NamedTuple):
     schedule: str
 
 
+class Job(NamedTuple):
+    """One run: a method with a step and a seed, evaluated every so many epochs."""
+
+    method: Method
+    lr: float
+    seed: int
+    every: int
+
+
 def grad_evals(method: Method, num_samples: int, inner_steps: int) -> int:
     """Component gradients that an epoch computes: n + 2 b m with snapshots, b m without.
 

@@ -58,6 +58,7 @@ def sweep(
     *,
     inner_steps: int,
     num_epochs: int,
+    first_epoch: int = 0,
     max_delay: int | None = None,
     observe: Observe | None = None,
 ) -> Iterator[SweepResult]:
@@ -71,7 +72,8 @@ def sweep(
       data: a pytree of arrays [n, ...], the same for all runs.
       runs: at least one.
       inner_steps: m.
-      num_epochs: S.
+      num_epochs: S, the epochs in all, those before `first_epoch` included.
+      first_epoch: s to begin with, where x0 is what earlier epochs made.
       max_delay: Delta, as `simulate.driver` takes it.
       observe: (x [d], data) -> a pytree of arrays, looked at before every update.
 
@@ -95,6 +97,7 @@ def sweep(
     """
     arguments.check(estimator, inner_steps, max_delay)
     check_count("num_epochs", num_epochs, limit=INT32)
+    check_count("first_epoch", first_epoch, least=0, most=num_epochs)
     runs = list(runs)
     check_count("the number of runs", len(runs))
     spec = runs[0].sampler
@@ -112,7 +115,7 @@ def sweep(
             )
     data = jax.tree.map(jnp.asarray, data)
     x = jnp.stack([jnp.asarray(run.x0) for run in runs])
-    for epoch in range(num_epochs):
+    for epoch in range(first_epoch, num_epochs):
         traces = [_trace(run, epoch, inner_steps, max_delay) for run in runs]
         rates = np.stack([check_rate(run.schedule(epoch), x.dtype) for run in runs])
         snapshots = estimator.in_epoch(_prepare(estimator, x, data), epoch)

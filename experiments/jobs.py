@@ -6,56 +6,51 @@ import concurrent.futures
 import json
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from experiments.deep.runs import Method, Row
 from experiments.units import Units
 
-
-class Job(NamedTuple):
-    """One run: a method with a step and a seed, evaluated every so many epochs."""
-
-    method: Method
-    lr: float
-    seed: int
-    every: int
+Job = TypeVar("Job", bound=tuple)
 
 
 def side_by_side(
-    carry_out: Callable[[Job, Callable[[int], None]], list[Row]],
+    carry_out: Callable[[Job, Callable[[int], None]], list[Any]],
     jobs: Sequence[Job],
     num_threads: int,
     bar: tqdm,
     kept: Units,
-) -> list[list[Row]]:
+    *,
+    cost: Callable[[Job], float],
+) -> list[list[Any]]:
     """Does jobs on threads, and keeps them; compiled code runs without the interpreter lock.
 
     Args:
-      carry_out: a job, and a function to call with the gradients computed -> rows.
-      jobs: any number.
+      carry_out: a job, and a function to call with what shall be added to the bar -> rows.
+      jobs: any number, each a named tuple of all that its rows depend on.
       num_threads: how many of them at once.
       bar: of the progress.
       kept: those that are done already, which are not done again.
+      cost: how long a job takes, in any unit; the longest begin first.
 
     Returns:
-      The rows of each job, in the order of the jobs.
+      The rows of each job, in the order of the jobs, as JSON has them.
 
     Raises:
       KeyboardInterrupt: a signal came; the jobs that were under way are kept.
     """
     stop = threading.Event()
-    found = [kept.outcome(_name(job)) for job in jobs]
+    found: list[Any] = [outcome(kept, job) for job in jobs]
     # The longest first, so that no thread is left with one of them in the end.
-    order = sorted(range(len(jobs)), key=lambda i: -jobs[i].method.num_epochs)
+    order = sorted(range(len(jobs)), key=lambda i: -cost(jobs[i]))
 
     def tick(count: int) -> None:
         if stop.is_set():
             raise concurrent.futures.CancelledError
         bar.update(count)
 
-    def begin(job: Job) -> list[Row] | None:
+    def begin(job: Job) -> list[Any] | None:
         return None if kept.stop.received else carry_out(job, tick)
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
@@ -70,9 +65,14 @@ def side_by_side(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [[Row._make(row) for row in of_job] for of_job in found]
+    return found
 
 
-def _name(job: Job) -> str:
+def outcome(kept: Units, job: tuple) -> list[Any] | None:
+    """The rows of a job that was done already, as JSON has them; None of another."""
+    return kept.outcome(_name(job))
+
+
+def _name(job: tuple) -> str:
     """The job's among the units, with all that its rows depend on."""
     return json.dumps(job)
