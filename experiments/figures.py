@@ -1,4 +1,4 @@
-"""Figures, drawn from the rows of metrics.csv."""
+"""Figures, drawn from the rows of metrics.csv, and the parts that others are made of."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from experiments.recording import Row
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b4b4b4"
 WORKERS = (BLUE, ORANGE, GREEN, PURPLE)  # more of them are drawn as one
 BARS = 40  # of a histogram, at most
+GAP = 0.055  # from one label to the next, in heights of a panel
+MARGIN = 1.36  # width of a panel, its labels among it, over that of its curves
 
 
 def draw_curves(path: Path, rows: Sequence[Row], counts: np.ndarray, title: str) -> None:
@@ -51,7 +53,7 @@ def draw_curves(path: Path, rows: Sequence[Row], counts: np.ndarray, title: str)
     for panel in (loss, loss_by_time, error):
         # Plain numbers instead of powers of ten: these axes span few of them.
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter(_minor_label)
+        panel.yaxis.set_minor_formatter(minor_label)
     gradient.plot(epochs, [row.grad_norm_sq for row in rows], color=BLUE, marker=".")
     gradient.set(ylabel="||grad f(x)||$^2$, training", yscale="log")
     delay.plot(
@@ -73,6 +75,69 @@ def draw_curves(path: Path, rows: Sequence[Row], counts: np.ndarray, title: str)
     for panel in (loss, loss_by_time, error, gradient, delay, histogram):
         panel.grid(True, which="both", alpha=0.25)
     files.write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def draw_band(
+    axes: Any, places: Sequence[float], values: np.ndarray, look: dict[str, Any]
+) -> tuple[float, float] | None:
+    """Draws the mean over seeds and a band from the smallest to the largest.
+
+    Args:
+      axes: the panel.
+      places: along the x axis, [places].
+      values: [places, seeds].
+      look: of the line, as matplotlib's plot takes it.
+
+    Returns:
+      Where the mean ends, which is where a seed left the finite numbers if one did.
+    """
+    mean = values.mean(axis=1)
+    axes.plot(places, mean, **look)
+    axes.fill_between(
+        places,
+        values.min(axis=1),
+        values.max(axis=1),
+        color=look["color"],
+        alpha=0.18,
+        linewidth=0,
+    )
+    drawn = np.flatnonzero(np.isfinite(mean))
+    return (places[drawn[-1]], float(mean[drawn[-1]])) if len(drawn) else None
+
+
+def label_ends(
+    axes: Any, ends: Sequence[tuple[str, str, tuple[float, float]]], size: float = 9
+) -> None:
+    """Names the curves at their right ends, none over another.
+
+    Args:
+      axes: the panel, whose x axis is linear and begins with 0.
+      ends: name, colour and end of each curve.
+      size: of the letters.
+    """
+    right = max(place for _, _, (place, _) in ends)
+    axes.set_xlim(0, right * MARGIN)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
+    axes.autoscale_view(scalex=False)
+    to_panel = axes.transData + axes.transAxes.inverted()
+    at_right: list[tuple[float, str, str]] = []
+    heights: list[float] = []
+    for name, colour, end in sorted(ends, key=lambda end: end[2][1]):
+        across, up = to_panel.transform(end)
+        if end[0] < right / 2:  # others go on above it
+            _write(axes, size, across - 0.03, up - 0.75 * GAP, name, colour)
+            continue
+        at_right.append((across + 0.015, name, colour))
+        heights.append(max(up, heights[-1] + GAP) if heights else up)
+    # Those that were pushed beyond the panel push back.
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], 1 - GAP * (len(heights) - i - 0.5))
+    for (across, name, colour), up in zip(at_right, heights, strict=True):
+        _write(axes, size, across, up, name, colour)
+
+
+def _write(axes: Any, size: float, across: float, up: float, text: str, colour: str) -> None:
+    axes.text(across, up, text, color=colour, transform=axes.transAxes, va="center", fontsize=size)
 
 
 def _pair(panel: Any, x: Sequence[float], train: list[float], test: list[float]) -> None:
@@ -105,7 +170,7 @@ def _histogram(panel: Any, counts: np.ndarray) -> None:
     panel.legend(frameon=False, title=None if width == 1 else f"bars: {width} delays wide")
 
 
-def _minor_label(value: float, position: int) -> str:
+def minor_label(value: float, position: int) -> str:
     """A plain number for some of the ticks between two powers of ten."""
     del position
     leading_digit = f"{value:e}"[0]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,7 +16,7 @@ from asvrg import delays
 from asvrg.checkpoints import Timer
 from asvrg.errors import InputError, check_real
 from asvrg.types import Data, EpochResult
-from experiments import checkpoints, delay_counts, files, folders
+from experiments import checkpoints, delay_counts, files, folders, tables
 from experiments.methods import Phase
 from experiments.problem import Evaluation
 from experiments.traces import spill
@@ -242,7 +239,7 @@ class Recorder:
             self.checkpoint(now=True)
             self._open_metrics(len(self.rows))
         else:
-            self._metrics.add(_csv([_cells(line)]))
+            self._metrics.add(tables.as_text([line]))
         if self._events is not None:
             for name, value in zip(Row._fields[1:], line[1:], strict=True):
                 self._events.add_scalar(name, value, line.epoch)
@@ -335,13 +332,13 @@ class Recorder:
         """Makes metrics.csv that of the first rows, to which others are added."""
         if self._metrics is not None:
             self._metrics.close()
-        text = _csv([Row._fields, *map(_cells, self.rows[:num_rows])])
+        text = tables.as_text([Row._fields, *self.rows[:num_rows]])
         self._metrics = files.Lines(self.folder / METRICS, text)
         self._open.callback(self._metrics.close)
 
     def _write_delays(self) -> None:
-        text = _csv([("worker", "delay", "updates"), *delay_counts.lines(self.delay_counts)])
-        files.write_whole(self.folder / DELAYS, lambda file: file.write(text.encode()))
+        lines = delay_counts.lines(self.delay_counts)
+        tables.write_lines(self.folder / DELAYS, [("worker", "delay", "updates"), *lines])
 
 
 class _Reached(NamedTuple):
@@ -362,14 +359,3 @@ def num_workers(config: dict[str, Any]) -> int | None:
     """K of a run, from its config; None if that does not say."""
     of_job: int | None = config.get("job", {}).get("num_workers")
     return of_job or config["resolved"].get("num_threads")
-
-
-def _cells(row: Row) -> list[Any]:
-    # Nine digits give a float32 back exactly.
-    return [f"{value:.9g}" if isinstance(value, float) else value for value in row]
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -19,7 +19,7 @@ from experiments.methods import Phase, Step
 from experiments.problem import Problem
 from experiments.speedup import outputs, predictions, short_runs
 from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve
-from experiments.speedup.short_runs import Run
+from experiments.speedup.short_runs import Point, Run
 from tests import problems
 from tests.binaries import SMALL, run
 
@@ -117,7 +117,7 @@ def test_one_window_is_not_enough() -> None:
 
 def small_problem() -> tuple[Problem, sampling.Sampler, Phase]:
     small = problems.get("tanh_deep")
-    problem_ = Problem(small.objective, small.x0, small.data, small.data)
+    problem_ = Problem(small.objective, small.x0, lambda seed: small.x0, small.data, small.data)
     sampler = sampling.sampler(problems.NUM_SAMPLES, small.objective.dim, batch_size=2, seed=3)
     return problem_, sampler, Phase("svrg", Step(0.1, 0.0), 3)
 
@@ -139,12 +139,14 @@ def test_the_curve_of_one_worker_is_that_of_the_serial_run() -> None:
         seed=0,
     )
     # An epoch: half a second outside of the inner loop, and 10 updates of 0.04 s.
-    np.testing.assert_allclose([time for time, _ in found.points], [0.0, 0.9, 1.8, 2.7])
+    np.testing.assert_allclose([point.seconds for point in found.points], [0.0, 0.9, 1.8, 2.7])
     serial = simulate.driver(
         phase.make_estimator(problem_.objective), problem_.train, sampler, inner_steps=10
     )
-    losses = [loss for _, loss in short_runs.train(serial, problem_, phase)]
-    assert [loss for _, loss in found.points] == losses
+    alone = [point for _, point in short_runs.train(serial, problem_, phase)]
+    losses = [point.train_loss for point in alone]
+    assert [point.train_loss for point in found.points] == losses
+    np.testing.assert_equal([point.test_error for point in found.points], [each.test_error for each in alone])
     assert losses[3] < losses[0]
 
 
@@ -172,13 +174,16 @@ def test_the_full_gradient_is_shared_out_as_far_as_there_are_chunks_and_cores() 
         cores=None,
         seed=0,
     )
-    assert [time for time, _ in found.points] == [0.0, 8.0, 16.0, 24.0]
+    assert [point.seconds for point in found.points] == [0.0, 8.0, 16.0, 24.0]
 
 
 def test_equation_22_by_hand() -> None:
-    one = Curve(MEASURED, 1, 2, [(0.0, 1.0), (4.0, 0.1)])
-    two = Curve(MEASURED, 2, 2, [(0.0, 1.0), (1.0, 0.5), (2.0, 0.05)])
-    late = Curve(BEYOND, 9, None, [(0.0, 1.0), (0.1, 0.9)])
+    def points(*pairs: tuple[float, float]) -> list[Point]:
+        return [Point(*pair, test_error=0.5) for pair in pairs]
+
+    one = Curve(MEASURED, 1, 2, points((0.0, 1.0), (4.0, 0.1)))
+    two = Curve(MEASURED, 2, 2, points((0.0, 1.0), (1.0, 0.5), (2.0, 0.05)))
+    late = Curve(BEYOND, 9, None, points((0.0, 1.0), (0.1, 0.9)))
     lines = predictions.reached([one, two, late])
     assert {line.target_loss for line in lines} == {0.1}
     # log(0.5 / 0.1) / log(0.5 / 0.05) = log10(5) of the second epoch.

@@ -40,7 +40,7 @@ def train(tmp_path, monkeypatch):
         driver = Driver(lambda x: Snapshot(), lambda x, *_: (x + 1, TRACE), lambda x: None, 3, 20)
         phases = [Phase("sgd", Step(1.0, 0.0), epochs) for epochs in (1, num_epochs)]
         begun = []
-        fake = problem.Problem(objective=None, x0=np.ones(2), train=None, test=None)
+        fake = problem.Problem(objective=None, x0=np.ones(2), make_x0=None, train=None, test=None)
         with recording.Recorder(
             tmp_path, CONFIG, record=False, tensorboard=False, checkpoint_seconds=1e9
         ) as recorder:

@@ -36,6 +36,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
+        "server_rate",
+        None,
+        "The same of the server's link alone, where all messages meet. Default: --rate.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "mpiexec",
         None,
         "Path of mpiexec, Open MPI's or MPICH's. Default: beside this Python, or on the PATH.",
@@ -46,17 +52,13 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, command: list[str]) -> int:
     """Runs the command on a cluster of its own, and takes the cluster down."""
     check_count("--num_workers", values.num_workers, most=_MOST_WORKERS)
-    unlimited = values.rate == _UNLIMITED
-    if not unlimited and not re.fullmatch(r"[1-9][0-9]*[kmg]bit", values.rate):
-        raise InputError(
-            f"--rate must be a whole number and kbit, mbit or gbit, or {_UNLIMITED}, "
-            f"got {values.rate!r}."
-        )
+    rate = _rate("rate", values.rate)
+    server_rate = rate if values.server_rate is None else _rate("server_rate", values.server_rate)
     if not command:
         raise InputError("give the program to run after ' -- '.")
     try:
         mpi = launcher.find_mpi(values.mpiexec)
-        with Cluster(values.num_workers, None if unlimited else values.rate) as cluster:
+        with Cluster(values.num_workers, rate, server_rate) as cluster:
             job = launcher.start(cluster, mpi, command)
             print(f"on {cluster.hosts[0]}: {shlex.join(job.command)}", file=sys.stderr)
             code = _wait(job)
@@ -69,6 +71,16 @@ def main(values: flags.FlagValues, command: list[str]) -> int:
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return launch.FAILED
+
+
+def _rate(name: str, given: str) -> str | None:
+    """A flag's bandwidth as `tc` has it; None for no limit."""
+    if given != _UNLIMITED and not re.fullmatch(r"[1-9][0-9]*[kmg]bit", given):
+        raise InputError(
+            f"--{name} must be a whole number and kbit, mbit or gbit, or {_UNLIMITED}, "
+            f"got {given!r}."
+        )
+    return None if given == _UNLIMITED else given
 
 
 def _wait(job: launcher.Job) -> int:

@@ -56,15 +56,18 @@ class Cluster:
 
     Args:
       num_workers: K >= 1.
-      rate: bandwidth of every link, each way, as `tc` has it ("200mbit"), or None: no limit.
+      rate: bandwidth of a worker's link, each way, as `tc` has it ("200mbit"), or None: no limit.
+      server_rate: the same of the server's link.
 
     Raises:
       ClusterError: on entering, if the machine cannot make namespaces, bridges or limited links.
     """
 
-    def __init__(self, num_workers: int, rate: str | None = None) -> None:
+    def __init__(
+        self, num_workers: int, rate: str | None = None, server_rate: str | None = None
+    ) -> None:
         self.hosts = ("server", *(f"worker{k}" for k in range(1, num_workers + 1)))
-        self._rate = rate
+        self._rates = dict.fromkeys(self.hosts, rate) | {"server": server_rate}
         self._site_pid = 0  # as this machine numbers it
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._holders: list[subprocess.Popen[str]] = []  # the site's first
@@ -209,8 +212,9 @@ class Cluster:
         self._in_site("ip", "link", "set", port, "master", "bridge", "up")
         _run([*self.enter(host), "ip", "address", "add", f"{self.address(host)}/24", "dev", "eth0"])
         _run([*self.enter(host), "ip", "link", "set", "eth0", "up"])
-        if self._rate is not None:
-            limit = ["root", "tbf", "rate", self._rate, "burst", _BURST, "limit", _QUEUE]
+        rate = self._rates[host]
+        if rate is not None:
+            limit = ["root", "tbf", "rate", rate, "burst", _BURST, "limit", _QUEUE]
             self._in_site("tc", "qdisc", "add", "dev", port, *limit)
             _run([*self.enter(host), "tc", "qdisc", "add", "dev", "eth0", *limit])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from experiments.datasets.files import locate
 from experiments.datasets.loading import Dataset, load
 from experiments.datasets.sources import Source, read_sources
 
-__all__ = ["Dataset", "Source", "load", "read_sources"]
+__all__ = ["Dataset", "Source", "load", "locate", "read_sources"]

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from experiments.deep.runs import Method, Row
-from experiments.figures import BLUE, GREEN, ORANGE, PURPLE
+from experiments.figures import BLUE, GREEN, ORANGE, PURPLE, draw_band, label_ends
 from experiments.files import write_whole
 
 # Okabe and Ito (2008), as the others.
 BLACK, SKY, OCHRE = "#000000", "#56b4e9", "#e69f00"
 OF_ALPHA = (GREEN, PURPLE, OCHRE)
 SMALLEST = 1e-3  # of a ratio of variances: what is below is drawn there
-GAP = 0.055  # from one label to the next, in heights of a panel
-MARGIN = 1.36  # width of a panel, its labels among it, over that of its curves
 
 
 def draw(
@@ -53,7 +51,7 @@ def draw(
             end = _curve(axes, [r for r in rows if r.method == name], x, y, looks[name])
             if end is not None:
                 ends.append((names[name], looks[name]["color"], end))
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
 
     equal = [method.name for method in methods if method.num_epochs == num_epochs]
     by_updates.set(yscale="log", xlabel=epochs, ylabel="training loss")
@@ -129,42 +127,4 @@ def _curve(
     groups = [list(group) for _, group in itertools.groupby(ordered, lambda row: row.epoch)]
     places = [x(group[0]) for group in groups]
     values = np.array([[y(row) for row in group] for group in groups])
-    mean = values.mean(axis=1)
-    axes.plot(places, mean, **look)
-    axes.fill_between(
-        places,
-        values.min(axis=1),
-        values.max(axis=1),
-        color=look["color"],
-        alpha=0.18,
-        linewidth=0,
-    )
-    drawn = np.flatnonzero(np.isfinite(mean))
-    return (places[drawn[-1]], float(mean[drawn[-1]])) if len(drawn) else None
-
-
-def _label_ends(axes: Any, ends: Sequence[tuple[str, str, tuple[float, float]]]) -> None:
-    """Names the curves at their right ends, none over another."""
-    right = max(place for _, _, (place, _) in ends)
-    axes.set_xlim(0, right * MARGIN)
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
-    axes.autoscale_view(scalex=False)
-    to_panel = axes.transData + axes.transAxes.inverted()
-    at_right: list[tuple[float, str, str]] = []
-    heights: list[float] = []
-    for name, colour, end in sorted(ends, key=lambda end: end[2][1]):
-        across, up = to_panel.transform(end)
-        if end[0] < right / 2:  # others go on above it
-            _write(axes, across - 0.03, up - 0.75 * GAP, name, colour)
-            continue
-        at_right.append((across + 0.015, name, colour))
-        heights.append(max(up, heights[-1] + GAP) if heights else up)
-    # Those that were pushed beyond the panel push back.
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], 1 - GAP * (len(heights) - i - 0.5))
-    for (across, name, colour), up in zip(at_right, heights, strict=True):
-        _write(axes, across, up, name, colour)
-
-
-def _write(axes: Any, across: float, up: float, text: str, colour: str) -> None:
-    axes.text(across, up, text, color=colour, transform=axes.transAxes, va="center", fontsize=9)
+    return draw_band(axes, places, values, look)

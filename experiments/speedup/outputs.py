@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import files, recording
+from experiments import files, recording, tables
 from experiments.speedup.predictions import BEYOND, MEASURED, SIMULATED, Curve, Reached, Speed
-from experiments.speedup.short_runs import Calibration
+from experiments.speedup.short_runs import Calibration, Point
 
 SPEEDS, CURVES, REACHED, HISTOGRAMS, FIGURE = (
     "speedup.csv",
@@ -63,38 +61,27 @@ def write(folder: Path, results: Results, config: dict[str, Any]) -> None:
       config: from `provenance.describe`.
     """
     key = ("kind", "workers", "cores")
-    _write_csv(
-        folder / CURVES,
-        (*key, "epoch", "seconds", "train_loss"),
-        (
-            (each.kind, each.workers, each.cores, epoch, *point)
-            for each in results.curves
-            for epoch, point in enumerate(each.points)
-        ),
+    curves = (
+        (each.kind, each.workers, each.cores, epoch, *point)
+        for each in results.curves
+        for epoch, point in enumerate(each.points)
     )
-    _write_csv(folder / REACHED, Reached._fields, results.reached)
-    _write_csv(
-        folder / HISTOGRAMS,
-        (*key, "delay", "share"),
-        (
-            (each.of.kind, each.of.workers, each.of.cores, int(delay), count / len(each.tau))
-            for each in results.histograms
-            for delay, count in zip(*np.unique(each.tau, return_counts=True), strict=True)
-        ),
+    histograms = (
+        (each.of.kind, each.of.workers, each.of.cores, int(delay), count / len(each.tau))
+        for each in results.histograms
+        for delay, count in zip(*np.unique(each.tau, return_counts=True), strict=True)
     )
+    _write(folder / CURVES, (*key, "epoch", *Point._fields), curves)
+    _write(folder / REACHED, Reached._fields, results.reached)
+    _write(folder / HISTOGRAMS, (*key, "delay", "share"), histograms)
     recording.write_config(folder, config)
     _draw(folder / FIGURE, results)
     # The last, as the folder is known by it.
-    _write_csv(folder / SPEEDS, Speed._fields, results.speeds)
+    _write(folder / SPEEDS, Speed._fields, results.speeds)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([f"{each:.6g}" if isinstance(each, float) else each for each in row])
-    files.write_whole(path, lambda file: file.write(text.getvalue().encode()))
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    tables.write_lines(path, [header, *rows], digits=6)
 
 
 def summary(folder: Path, results: Results) -> str:
@@ -283,11 +270,14 @@ def _draw_curves(panel: Any, results: Results) -> None:
     styles = {MEASURED: "-", SIMULATED: "--", BEYOND: ":"}
     for each in results.curves:
         panel.plot(
-            *zip(*each.points, strict=True),
+            [point.seconds for point in each.points],
+            [point.train_loss for point in each.points],
             color=colours[each.workers],
             linestyle=styles[each.kind],
             marker=".",
             label=f"K = {each.workers}, {each.kind}",
         )
     panel.set(xlabel="seconds of optimisation", ylabel="training loss f(x)", yscale="log")
-    panel.set_ylim(top=1.3 * results.curves[0].points[0][1])  # what diverges leaves the panel
+    panel.set_ylim(
+        top=1.3 * results.curves[0].points[0].train_loss
+    )  # what diverges leaves the panel

@@ -17,7 +17,7 @@ from asvrg.virtual_clock import Cluster, Network
 from experiments.methods import Phase
 from experiments.problem import Problem
 from experiments.speedup import short_runs
-from experiments.speedup.short_runs import Calibration
+from experiments.speedup.short_runs import Calibration, Point
 
 # Kinds of lines and curves: of real runs, of the same runs in the virtual clock, and of runs there
 # with a core for each worker, which this machine need not have.
@@ -49,12 +49,12 @@ class Speed(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The training loss over the seconds of optimisation, at the ends of epochs, epoch 0 first."""
+    """What was reached over the seconds of optimisation, at the ends of epochs, epoch 0 first."""
 
     kind: str
     workers: int
     cores: int | None
-    points: list[tuple[float, float]]
+    points: list[Point]
 
 
 class Reached(NamedTuple):
@@ -248,12 +248,15 @@ def curve(
     seconds = np.concatenate(
         [[0.0], np.cumsum([pause + short_runs.inner_seconds(trace) for trace in virtual])]
     )
-    losses = _losses(short_runs.train(driver, problem_, phase))
+    reached_ = _until_divergence(short_runs.train(driver, problem_, phase))
     return Curve(
         kind,
         num_workers,
         cores,
-        list(zip(seconds.tolist(), losses, strict=False)),
+        [
+            point._replace(seconds=time)
+            for time, point in zip(seconds.tolist(), reached_, strict=False)
+        ],
     )
 
 
@@ -275,9 +278,9 @@ def outside(
     return calibration.outside * min(calibration.num_workers, most) / min(num_workers, most)
 
 
-def _losses(states: Iterator) -> Iterator[float]:
+def _until_divergence(states: Iterator) -> Iterator[Point]:
     try:
-        yield from (loss for _, loss in states)
+        yield from (point for _, point in states)
     except DivergedError:
         return
 
@@ -292,8 +295,8 @@ def reached(curves: Sequence[Curve]) -> list[Reached]:
       A line for every curve. The loss is the lowest that all curves reach that are not of many more
       workers than there are cores.
     """
-    loss = max(each.points[-1][1] for each in curves if each.kind != BEYOND)
-    seconds = [seconds_to(each.points, loss) for each in curves]
+    loss = max(each.points[-1].train_loss for each in curves if each.kind != BEYOND)
+    seconds = [seconds_to([point[:2] for point in each.points], loss) for each in curves]
     serial = {
         each.kind: time for each, time in zip(curves, seconds, strict=True) if each.workers == 1
     }

@@ -20,6 +20,14 @@ from experiments.problem import Problem
 from experiments.traces import Header
 
 
+class Point(NamedTuple):
+    """The end of an epoch, or the state before training: seconds of optimisation, and metrics."""
+
+    seconds: float
+    train_loss: float
+    test_error: float
+
+
 class Run(NamedTuple):
     """One run with K workers, or several in the same setting.
 
@@ -27,14 +35,13 @@ class Run(NamedTuple):
       num_workers: K.
       traces: of its epochs, with times.
       outside: seconds of each epoch beside its inner loop: the full gradient of SVRG.
-      curve: (seconds of optimisation, training loss) before training and after every epoch; of
-        several runs, those of the fastest.
+      curve: before training and after every epoch; of several runs, that of the fastest.
     """
 
     num_workers: int
     traces: list[Trace]
     outside: list[float]
-    curve: list[tuple[float, float]]
+    curve: list[Point]
 
 
 class Calibration(NamedTuple):
@@ -79,7 +86,7 @@ def in_turn(
       DivergedError: x has an entry that is no finite number.
       DriverError: a worker failed.
     """
-    runs: dict[int, list[list[tuple[EpochResult, float]]]] = {k: [] for k in drivers}
+    runs: dict[int, list[list[tuple[EpochResult, Point]]]] = {k: [] for k in drivers}
     for _ in range(rounds):
         for k, driver in drivers.items():
             runs[k].append(list(train(driver, problem_, phase)))
@@ -93,12 +100,12 @@ def in_turn(
                 after.seconds - before.seconds - inner_seconds(_timed(after.trace))
                 for (before, _), (after, _) in pairs
             ],
-            [(state.seconds, loss) for state, loss in fastest],
+            [point for _, point in fastest],
         )
 
 
-def train(driver: Driver, problem_: Problem, phase: Phase) -> Iterator[tuple[EpochResult, float]]:
-    """The states of a run, the one before training first, each with the training loss.
+def train(driver: Driver, problem_: Problem, phase: Phase) -> Iterator[tuple[EpochResult, Point]]:
+    """The states of a run, the one before training first, each with its metrics.
 
     Args:
       driver: owns x.
@@ -106,12 +113,14 @@ def train(driver: Driver, problem_: Problem, phase: Phase) -> Iterator[tuple[Epo
       phase: the steps and the number of epochs.
 
     Yields:
-      An EpochResult and f(x) with its l2 term.
+      An EpochResult and its Point; the loss with the l2 term.
     """
     state = training.start(problem_.x0)
     results = training.run(driver, state, schedule=phase.schedule, num_epochs=phase.num_epochs)
     for reached in itertools.chain([state], results):
-        yield reached, objectives.evaluate(problem_.objective, reached.x, problem_.train).loss
+        loss = objectives.evaluate(problem_.objective, reached.x, problem_.train).loss
+        error = objectives.evaluate(problem_.objective, reached.x, problem_.test).error
+        yield reached, Point(reached.seconds, loss, error)
 
 
 def recorded(path: str) -> tuple[Header, Run]:
@@ -135,7 +144,7 @@ def recorded(path: str) -> tuple[Header, Run]:
     try:
         with open(metrics, newline="", encoding="utf-8") as file:
             curve = [
-                (float(row["seconds"]), float(row["train_loss"])) for row in csv.DictReader(file)
+                Point(*(float(row[name]) for name in Point._fields)) for row in csv.DictReader(file)
             ]
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{metrics} must be the csv of the recorded run ({error}).") from error
@@ -145,7 +154,7 @@ def recorded(path: str) -> tuple[Header, Run]:
             f"got {len(curve)} lines."
         )
     outside = [
-        after[0] - before[0] - inner_seconds(trace)
+        after.seconds - before.seconds - inner_seconds(trace)
         for (before, after), trace in zip(itertools.pairwise(curve), timed, strict=True)
     ]
     return recording_.header, Run(num_workers, timed, outside, curve)

@@ -1,0 +1,269 @@
+"""The rows of Figures 1 to 4, and the numbers that the paper's claims are held against."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import tables
+from experiments.paper.plan import Labels
+from experiments.speedup.predictions import seconds_to
+
+RUNS, PREDICTED, SPEEDUP, CLAIMS = "runs.csv", "predicted.csv", "speedup.csv", "claims.csv"
+
+
+class Run(NamedTuple):
+    """One run: its labels, and columns of its metrics.csv by name, [epochs + 1] each."""
+
+    labels: Labels
+    columns: dict[str, np.ndarray]
+
+
+class TimeSpeedup(NamedTuple):
+    """A line of speedup.csv: Equation (22) for K workers, mean and range of the seeds.
+
+    `seconds` to `target_loss`; of seeds whose run with one worker is compared with that with K.
+    `kind` is measured or simulated; `updates_per_s` counts the time of whole epochs.
+    """
+
+    kind: str
+    links: str
+    workers: int
+    seeds: int
+    target_loss: float
+    seconds: float
+    time_speedup: float
+    smallest: float
+    largest: float
+    updates_per_s: float | None
+    mean_delay: float | None
+    max_delay: int | None
+
+
+class Claim(NamedTuple):
+    """A line of claims.csv: a number with its spread over the seeds."""
+
+    figure: str
+    what: str
+    of: str
+    mean: float
+    smallest: float
+    largest: float
+    seeds: int
+
+
+def read_runs(path: Path) -> list[Run]:
+    """The runs in a runs.csv, in their order.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Runs.
+    """
+    found = []
+    for key, rows in itertools.groupby(
+        tables.read(path), lambda row: tuple(row[name] for name in Labels._fields)
+    ):
+        of_run = list(rows)
+        method, workers, links, seed = key
+        columns = {
+            name: np.array([float(row[name]) for row in of_run])
+            for name in of_run[0]
+            if name not in Labels._fields
+        }
+        found.append(Run(Labels(method, int(workers), links, int(seed)), columns))
+    return found
+
+
+def read_predicted(path: Path) -> list[Run]:
+    """The simulated runs in a predicted.csv, as runs of seed 0 with a core for each worker."""
+    found = []
+    for (links, workers), rows in itertools.groupby(
+        tables.read(path), lambda row: (row["links"], int(row["workers"]))
+    ):
+        of_run = list(rows)
+        columns = {
+            name: np.array([float(row[name]) for row in of_run])
+            for name in ("epoch", "seconds", "train_loss", "test_error")
+        }
+        found.append(Run(Labels("svrg", workers, links, 0), columns))
+    return found
+
+
+def values(runs: Sequence[Run], name: str) -> np.ndarray:
+    """A column of runs of equal length, [epochs + 1, runs]."""
+    return np.stack([run.columns[name] for run in runs], axis=1)
+
+
+def time_speedups(kind: str, runs: Sequence[Run]) -> list[TimeSpeedup]:
+    """Equation (22): how much sooner K workers reach a training loss than one does.
+
+    The loss is the lowest that every measured run of these links reaches by the end of an epoch;
+    times between the ends of two epochs are those of a straight line in log f.
+
+    Args:
+      kind: of the lines.
+      runs: of one method; those with one worker of the same seeds among them.
+
+    Returns:
+      A line for each number of workers and each kind of links.
+    """
+    lines = []
+    for links in dict.fromkeys(run.labels.links for run in runs):
+        of_links = [run for run in runs if run.labels.links == links]
+        target = max(run.columns["train_loss"].min() for run in of_links)
+        reached = {run.labels: _seconds(run, target) for run in of_links}
+        for k in sorted({run.labels.workers for run in of_links}):
+            mine = [run for run in of_links if run.labels.workers == k]
+            seconds = [reached[run.labels] for run in mine]
+            ratios = [reached[run.labels._replace(workers=1)] / reached[run.labels] for run in mine]
+            lines.append(
+                TimeSpeedup(
+                    kind,
+                    links,
+                    k,
+                    len(mine),
+                    float(target),
+                    float(np.mean(seconds)),
+                    float(np.mean(ratios)),
+                    min(ratios),
+                    max(ratios),
+                    *_of_updates(mine),
+                )
+            )
+    return lines
+
+
+def claims(figure: str, runs: Sequence[Run]) -> list[Claim]:
+    """The numbers that the claims about Figures 1 and 3 are held against.
+
+    Args:
+      figure: which one.
+      runs: of three methods with the same seeds.
+
+    Returns:
+      For each method the state in the end; the epochs, and the component gradients over n, from
+      which on the training loss stays below SGD's; and the slope of the average of ||grad f||^2
+      over the epochs so far, in log-log, over the last half.
+    """
+    by_method: dict[str, list[Run]] = {}
+    for run in runs:
+        by_method.setdefault(run.labels.method, []).append(run)
+    lines = []
+
+    def add(what: str, of: str, numbers: Iterable[float]) -> None:
+        each = list(numbers)
+        lines.append(Claim(figure, what, of, float(np.mean(each)), min(each), max(each), len(each)))
+
+    for method, mine in by_method.items():
+        for name in ("train_loss", "train_error", "test_error", "grad_norm_sq"):
+            add(f"{name} in the end", method, (run.columns[name][-1] for run in mine))
+        add("smallest test_error", method, (run.columns["test_error"].min() for run in mine))
+        add("seconds", method, (run.columns["seconds"][-1] for run in mine))
+        add("slope of the mean of grad_norm_sq", method, map(slope, mine))
+    for method in [name for name in by_method if name != "sgd"]:
+        pairs = list(zip(by_method[method], by_method["sgd"], strict=True))
+        for name in ("train_loss", "train_error", "test_error"):
+            add(
+                f"epoch from which {name} stays below sgd's",
+                method,
+                (overtakes(a, b, name) for a, b in pairs),
+            )
+        add(
+            "train_loss over sgd's at equal component gradients",
+            method,
+            (ratio_at_equal(a, b, "grad_evals") for a, b in pairs),
+        )
+        add(
+            "train_loss over sgd's at equal time",
+            method,
+            (ratio_at_equal(a, b, "seconds") for a, b in pairs),
+        )
+    if "sgd_svrg" in by_method:
+        add(
+            "epoch from which train_loss stays below svrg's",
+            "sgd_svrg",
+            (
+                overtakes(a, b, "train_loss")
+                for a, b in zip(by_method["sgd_svrg"], by_method["svrg"], strict=True)
+            ),
+        )
+    return lines
+
+
+def overtakes(run: Run, other: Run, name: str) -> float:
+    """The epoch from which on a column is below another run's to the end; inf if it never is.
+
+    >>> def of(*losses):
+    ...     return Run(Labels("", 1, "", 0), {"loss": np.array(losses), "epoch": np.arange(4)})
+    >>> overtakes(of(4, 3, 1, 1), of(4, 2, 2, 2), "loss")
+    2.0
+    """
+    above = np.flatnonzero(run.columns[name] >= other.columns[name])
+    first = above[-1] + 1 if len(above) else 0
+    epochs = run.columns["epoch"]
+    return float(epochs[first]) if first < len(epochs) else float("inf")
+
+
+def ratio_at_equal(run: Run, other: Run, axis: str) -> float:
+    """The training loss over another run's where both have spent the smaller of their totals.
+
+    Between the ends of two epochs a straight line in log f.
+
+    >>> def of(cost):
+    ...     return Run(
+    ...         Labels("", 1, "", 0),
+    ...         {"train_loss": np.array([1.0, 0.1, 0.01]), "cost": cost * np.arange(3)},
+    ...     )
+    >>> round(ratio_at_equal(of(2.0), of(1.0), "cost"), 9)
+    10.0
+    """
+    spent = min(run.columns[axis][-1], other.columns[axis][-1])
+    logs = [
+        float(np.interp(spent, each.columns[axis], np.log(each.columns["train_loss"])))
+        for each in (run, other)
+    ]
+    return float(np.exp(logs[0] - logs[1]))
+
+
+def slope(run: Run) -> float:
+    """How steeply the mean of ||grad f||^2 over the epochs so far falls, log-log, in the last half.
+
+    O(1/T) is -1: the left-hand sides of (12) and (19), with x at the ends of epochs for all x_t.
+
+    >>> columns = {"grad_norm_sq": np.array([4.0, 4.0, 0.0, 0.0, 0.0])}
+    >>> round(slope(Run(Labels("", 1, "", 0), columns)), 9)
+    -1.0
+    """
+    norms = run.columns["grad_norm_sq"][1:]
+    epochs = np.arange(1, len(norms) + 1)
+    means = np.cumsum(norms) / epochs
+    half = len(norms) // 2
+    return float(np.polyfit(np.log(epochs[half - 1 :]), np.log(means[half - 1 :]), 1)[0])
+
+
+def _seconds(run: Run, target: float) -> float:
+    points = zip(run.columns["seconds"].tolist(), run.columns["train_loss"].tolist(), strict=True)
+    found = seconds_to(list(points), target)
+    assert found is not None  # the target is a loss that it reaches
+    return found
+
+
+def _of_updates(runs: Sequence[Run]) -> tuple[float | None, float | None, int | None]:
+    """Updates in a second, mean and largest delay; None of simulated runs."""
+    if "updates" not in runs[0].columns:
+        return None, None, None
+
+    def mean(of: Callable[[Run], float]) -> float:
+        return float(np.mean([of(run) for run in runs]))
+
+    return (
+        mean(lambda run: run.columns["updates"][-1] / run.columns["seconds"][-1]),
+        mean(lambda run: run.columns["mean_delay"][1:].mean()),
+        int(max(run.columns["max_delay"].max() for run in runs)),
+    )
