@@ -279,7 +279,9 @@ def evaluate(
         # In float32 the squares of what is below 1e-23 or above 1e19 would be 0 or infinite.
         wide = np.asarray(gradient, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # inf and nan say enough
-            grad_norm_sq = float(wide @ wide)
+            # Not wide @ wide: the threads of numpy's BLAS would spin on after it for some 50 ms, on
+            # the core of a worker of the next epoch.
+            grad_norm_sq = float(np.sum(np.square(wide)))
     return Metrics(loss, error, grad_norm_sq)
 
 

@@ -26,6 +26,7 @@ from benchmarks import (
 )
 from experiments import (
     alpha_svrg,
+    draw_figures,
     extract_features,
     flag_errors,
     folders,
@@ -33,10 +34,12 @@ from experiments import (
     predict_speedup,
     recording,
     replay,
+    reproduce,
     theorems,
     theory_report,
     train_distributed,
     train_shared,
+    tune,
 )
 from experiments.cluster import __main__ as cluster
 from experiments.examples import comparison, convnet, equinox_mlp, logistic, randomness, transformer
@@ -52,6 +55,10 @@ BINARIES: dict[ModuleType, tuple[str, ...]] = {
     theory_report: TRAINED,
     predict_speedup: TRAINED,
     alpha_svrg: (*NETWORK, "--dataset=digits", "--batch_size=2"),
+    tune: (
+        *TRAINED,
+        *("--dataset=digits", "--num_epochs=2", "--pretrain_epochs=1", "--delay=1"),
+    ),
     theorems: NETWORK,
     simulator: (*NETWORK, "--block_size=8", "--inner_steps=2"),
     inner_iteration: (*NETWORK, "--block_size=8", "--inner_steps=2"),
@@ -66,8 +73,17 @@ BINARIES: dict[ModuleType, tuple[str, ...]] = {
     transformer: ("--num_train=40", "--length=4"),
     randomness: (),
 }
-# These start processes, or need what a test has not: they get values that no flag parses.
-PARSED_ONLY = (train_distributed, updates, extract_features, replay, cluster)
+# These start processes, need what a test has not, or have no numbers: they get values that no flag
+# parses.
+PARSED_ONLY = (
+    train_distributed,
+    updates,
+    extract_features,
+    replay,
+    cluster,
+    reproduce,
+    draw_figures,
+)
 
 HUGE = str(10**18)
 REFUSED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,17 +109,53 @@ def test_hosts_have_names_and_processes_of_their_own():
 
 
 @pytest.mark.usefixtures("_namespaces")
-@pytest.mark.parametrize("host", ["server", "worker1"])
-def test_no_message_is_faster_than_the_slower_of_two_links(host):
+@pytest.mark.parametrize("rates", [(None, "10mbit"), ("10mbit", None)])
+def test_no_message_is_faster_than_the_slower_of_two_links(rates):
     """Half a megabyte takes 0.4 s at 10 Mbit/s, whichever link has them."""
-    with cluster.Cluster(1, "10mbit") as limited:
-        other = "server" if host == "worker1" else "worker1"
-        free = ["tc", "qdisc", "del", "dev", "eth0", "root"]
-        subprocess.run([*limited.enter(other), *free], check=True)
-        with serving(limited, SEND):
-            received, seconds = on(limited, "worker1", COUNT).stdout.split()
+    with cluster.Cluster(1, *rates) as limited, serving(limited, SEND):
+        received, seconds = on(limited, "worker1", COUNT).stdout.split()
     assert received == "500000"
     assert float(seconds) > 0.35
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_the_servers_link_has_a_rate_of_its_own():
+    """Each way: at the host, and at its port of the bridge."""
+    with cluster.Cluster(1, "10mbit", "30mbit") as two:
+
+        def rates(where: list[str], device: str) -> list[str]:
+            show = [*where, "tc", "qdisc", "show", "dev", device]
+            shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+            return re.findall(r"\brate (\S+)", shown)
+
+        bridge = two._enter(two._site_pid, user=not two._rooted)
+        for host, rate in (("server", "30Mbit"), ("worker1", "10Mbit")):
+            assert rates(two.enter(host), "eth0") == [rate]
+            assert rates(bridge, f"to_{host}") == [rate]
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates"),
+    [
+        ([], ("200mbit", "200mbit")),
+        (["--rate=5mbit"], ("5mbit", "5mbit")),
+        (["--rate=5mbit", "--server_rate=1gbit"], ("5mbit", "1gbit")),
+        (["--rate=unlimited"], (None, None)),
+        (["--rate=5mbit", "--server_rate=unlimited"], ("5mbit", None)),
+        (["--rate=unlimited", "--server_rate=5mbit"], (None, "5mbit")),
+    ],
+)
+def test_the_servers_link_is_like_the_others_by_default(monkeypatch, capsys, flags, rates):
+    asked = []
+
+    def enter(num_workers: int, *of: str | None) -> cluster.Cluster:
+        asked.append((num_workers, *of))
+        raise cluster.ClusterError("that is all.")
+
+    monkeypatch.setattr(binary, "Cluster", enter)
+    monkeypatch.setattr(launcher, "find_mpi", lambda mpiexec: None)
+    assert binary.run(["cluster", "--num_workers=2", *flags, "--", "true"]) == 1
+    assert asked == [(2, *rates)]
 
 
 @pytest.mark.usefixtures("_namespaces")
@@ -180,6 +217,9 @@ def test_a_rate_that_tc_refuses_leaves_nothing_behind():
         (["--num_workers=65", "--", "true"], "--num_workers must be"),
         (["--rate=fast", "--", "true"], "--rate must be"),
         (["--rate=0mbit", "--", "true"], "--rate must be"),
+        (["--server_rate=fast", "--", "true"], "--server_rate must be"),
+        (["--server_rate=0mbit", "--", "true"], "--server_rate must be"),
+        (["--server_rate=", "--", "true"], "--server_rate must be"),
         (["--num_workers=2"], "give the program"),
         (["true"], "--name=value"),
         (["--speed=3", "--", "true"], "speed"),

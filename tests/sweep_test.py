@@ -74,6 +74,32 @@ def test_every_run_is_what_it_is_alone(
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_sweep_goes_on_from_a_later_epoch() -> None:
+    """With the draws, steps, delays and coefficients of that epoch."""
+    svrg = SVRG._replace(alpha=lambda epoch: 1 / (1 + epoch))
+    begin = runs(2)
+    whole = list(simulate.sweep(svrg, DATA, begin, inner_steps=M, num_epochs=3))
+    (first,) = simulate.sweep(svrg, DATA, begin, inner_steps=M, num_epochs=1)
+    middle = [run._replace(x0=x) for run, x in zip(begin, first.x, strict=True)]
+    rest = list(simulate.sweep(svrg, DATA, middle, inner_steps=M, num_epochs=3, first_epoch=1))
+    assert [each.epoch for each in rest] == [2, 3]
+    for expected, found in zip(whole[1:], rest, strict=True):
+        np.testing.assert_allclose(found.x, expected.x, rtol=1e-12, atol=1e-14)
+    again = simulate.sweep(svrg, DATA, middle, inner_steps=M, num_epochs=3, first_epoch=3)
+    assert list(again) == []
+
+
+@pytest.mark.parametrize("first_epoch", [-1, 3, 0.5])
+def test_a_first_epoch_after_the_last_is_refused(first_epoch) -> None:
+    sentence = f"first_epoch must be a whole number from 0 to 2, got {first_epoch}"
+    with pytest.raises(InputError, match=sentence):
+        list(
+            simulate.sweep(
+                SVRG, DATA, runs(2), inner_steps=M, num_epochs=2, first_epoch=first_epoch
+            )
+        )
+
+
 def test_later_epochs_and_other_sweeps_do_not_compile(caplog: pytest.LogCaptureFixture) -> None:
     estimator = estimators.sgd(PROBLEM.objective)
     options = {"inner_steps": M, "max_delay": 7}

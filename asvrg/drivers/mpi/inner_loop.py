@@ -211,7 +211,7 @@ class InnerLoop:
                 continue
             message, arrived = self._arrived.pop(i)
             work = self._out[message.worker].popleft()
-            if self._not_finite is None and not _is_finite(message.content):
+            if self._not_finite is None and not np.isfinite(message.content).all():
                 self._not_finite = self._landed.number
             np.multiply(message.content, self._lr, out=self._step)
             scale = None
@@ -256,8 +256,3 @@ class InnerLoop:
     def _all_shards(self) -> tuple[Shard, ...]:
         nobody = Shard(np.zeros(0, np.int32), 0.0)
         return tuple(self._shards.get(i, nobody) for i in range(1 + max(self._shards)))
-
-
-def _is_finite(v: Array) -> bool:
-    # The product is ten times as fast as a look at every entry, but it may overflow.
-    return bool(np.isfinite(v @ v) or np.all(np.isfinite(v)))

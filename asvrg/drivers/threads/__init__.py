@@ -290,8 +290,5 @@ class _InnerLoop:
 
 def _first_not_finite(values: np.ndarray) -> int | None:
     """The first row with an entry that is not finite; None if there is none."""
-    flat = values.ravel()
-    if np.isfinite(flat @ flat):  # a quick look: it may also overflow
-        return None
-    rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    return int(rows[0]) if rows.size else None
+    finite = np.isfinite(values)
+    return None if finite.all() else int(np.flatnonzero(~finite.all(axis=1))[0])
