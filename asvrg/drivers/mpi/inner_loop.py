@@ -13,7 +13,7 @@ from asvrg.drivers.landed import Landed
 from asvrg.drivers.mpi.protocol import GRANT, Message, Tag
 from asvrg.drivers.mpi.server import Server
 from asvrg.errors import diverged
-from asvrg.types import Array, Pause, Shard, Trace
+from asvrg.types import Pause, Shard, Trace
 
 
 class Work(NamedTuple):
