@@ -3,8 +3,8 @@
     python -m experiments.draw_figures
 
 Reads runs.csv and predicted.csv of each figure below --results_dir and writes the figures, as svg
-and png, and speedup.csv of Figures 2 and 4 beside them, and claims.csv of Figures 1 and 3. Nothing
-is run: it takes some seconds.
+and png, and speedup.csv of Figures 2 and 4 beside them, and claims.csv of Figures 1 and 3; and
+prints these as the tables of experiments/README.md. Nothing is run: it takes some seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from absl import flags
 
 from asvrg.errors import InputError
 from experiments import launch, recording, tables
-from experiments.paper import drawing, evidence
+from experiments.paper import drawing, evidence, plan, report
 from experiments.paper.evidence import CLAIMS, PREDICTED, RUNS, SPEEDUP
 from experiments.paper.plan import FIGURES
 
@@ -40,7 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-    """Draws, and prints the paths."""
+    """Draws, and prints the paths and the tables of experiments/README.md."""
     folder = Path(values.results_dir)
     if not any((folder / figure / RUNS).is_file() for figure in FIGURES):
         raise InputError(
@@ -49,6 +49,7 @@ def main(values: flags.FlagValues) -> int:
         )
     for path in draw(folder):
         print(path)
+    print("\n".join(["", *report.report(folder)]))
     return 0
 
 
@@ -87,32 +88,35 @@ def _draw_speedup(folder: Path, figure: str) -> None:
     runs = evidence.read_runs(folder / RUNS)
     predicted = evidence.read_predicted(folder / PREDICTED)
     config = json.loads((folder / recording.CONFIG).read_text(encoding="utf-8"))
-    title, _ = DATA[figure]
     cores = config["machine"]["cores"] if figure == "figure2" else None
     lines = []
-    for links in dict.fromkeys(run.labels.links for run in predicted):
-        real = [run for run in runs if run.labels.links == links]
-        virtual = [run for run in predicted if run.labels.links == links]
-        lines += [
-            *evidence.time_speedups("measured", real),
-            *evidence.time_speedups("simulated", virtual),
+    for setting in dict.fromkeys(run.labels.setting for run in predicted):
+        real = [run for run in runs if run.labels.setting == setting]
+        virtual = [run for run in predicted if run.labels.setting == setting]
+        target = evidence.target_loss(real)
+        of_setting = [
+            *evidence.time_speedups("measured", real, target),
+            *evidence.time_speedups("simulated", virtual, target),
         ]
+        lines += of_setting
         drawing.draw_speedup(
-            folder / (f"{figure}_{links}" if links else figure),
+            folder / f"{figure}_{setting}",
             real,
             virtual,
-            [line for line in lines if line.links == links],
+            of_setting,
             cores=cores,
-            title=_links(title, links, config["flags"]),
+            title=_title(figure, setting, config["flags"]),
         )
     tables.write_csv(folder / SPEEDUP, lines)
 
 
-def _links(title: str, links: str, given: dict[str, str]) -> str:
-    """The title of Figure 4, with the rates of its links."""
-    if not links:
-        return title
-    server = given["rate"] if links == "equal" else given["server_rate"]
+def _title(figure: str, setting: str, given: dict[str, str]) -> str:
+    """The title of Figure 2 or 4, with the step or the rates of the links."""
+    title, _ = DATA[figure]
+    if figure == "figure2":
+        of = {plan.TUNED: "the step of Figure 1", plan.QUARTER: "a quarter of the step of Figure 1"}
+        return f"{title}, {of[setting]}"
+    server = given["rate"] if setting == plan.EQUAL else given["server_rate"]
     return f"{title}\nlinks of {given['rate']}/s, the server's of {server}/s, each way"
 
 

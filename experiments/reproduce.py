@@ -41,13 +41,14 @@ from experiments.cluster import launcher
 from experiments.cluster.namespaces import ClusterError
 from experiments.methods import METHODS, Step
 from experiments.paper import plan, processes
+from experiments.paper.evidence import BEST, PREDICTED, RUNS, STEPS
 from experiments.paper.plan import FIGURES, Command, Sizes
 from experiments.speedup.outputs import CURVES
 from experiments.speedup.predictions import BEYOND
 
 NAME = "reproduce"
 RESULTS = "results"
-RUNS, PREDICTED, COMMANDS = "runs.csv", "predicted.csv", "commands.csv"
+COMMANDS = "commands.csv"
 FEATURES = "cifar10_features"
 FEATURES_SECONDS = 800.0
 
@@ -151,7 +152,8 @@ class _Runner:
                 self._environment.setdefault(name, "1")
         self.bar = tqdm(
             total=0,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} of it done, {remaining} to go",
+            # What is left by the plan: what was done before an interruption has no rate.
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {postfix}",
             file=sys.stderr,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
@@ -206,6 +208,8 @@ class _Runner:
         def tick() -> None:
             nonlocal shown
             reached = min(time.perf_counter() - begin, 0.99 * command.seconds)
+            left = tqdm.format_interval(self.bar.total - self.bar.n)
+            self.bar.set_postfix_str(f"about {left} to go", refresh=False)
             self.bar.update(reached - shown)
             shown = reached
 
@@ -225,7 +229,7 @@ def _steps(search: dict[str, Any]) -> dict[str, Step]:
     """The best step of each method, from what `tune` left."""
     return {
         row["method"]: Step(float(row["lr"]), float(row["lr_decay"]))
-        for row in search["tables"][tune.BEST]
+        for row in search["tables"][BEST]
         if row["among"] == tune.ALL
     }
 
@@ -241,7 +245,7 @@ def _gather(
     """Writes the csv files of a figure and its config.json."""
     files.make_folder("--out_dir must be a folder", folder)
     if figure == plan.SEARCH_OF[figure]:
-        for name in (tune.STEPS, tune.BEST):
+        for name in (STEPS, BEST):
             _write(folder / name, search["tables"][name])
     rows = [
         {name: str(value) for name, value in command.labels._asdict().items()} | row
@@ -251,8 +255,9 @@ def _gather(
     ]
     _write(folder / RUNS, rows)
     curves = [
-        {"links": Path(command.name).name if command.name.count("/") > 1 else ""} | row
+        {"setting": command.labels.setting} | row
         for command, done in simulated
+        if command.labels is not None
         for row in done["tables"][CURVES]
         if row["kind"] == BEYOND
     ]

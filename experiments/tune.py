@@ -48,11 +48,11 @@ from experiments import (
 )
 from experiments.methods import METHODS, Alpha, Step
 from experiments.paper import search
+from experiments.paper.evidence import BEST, STEPS
 from experiments.paper.search import Best, Row
 from experiments.problem import Problem
 
 NAME = "tune"
-STEPS, BEST = "steps.csv", "best.csv"
 ALL, GRID = "all", "grid"  # what best.csv's lines are among
 AT_ONCE = 8  # runs of a sweep: with more, their x and deltas leave the processor's caches
 

@@ -77,7 +77,7 @@ def draw_speedup(
     cores: int | None,
     title: str,
 ) -> None:
-    """Draws Figure 2, or 4 for one kind of links.
+    """Draws Figure 2 or 4, of one setting.
 
     Args:
       path: of both files, without suffix.
@@ -124,8 +124,9 @@ def draw_speedup(
 
 
 def _draw_time_speedup(panel: Any, lines: Sequence[TimeSpeedup], cores: int | None) -> None:
-    measured = [line for line in lines if line.kind == "measured"]
-    simulated = [line for line in lines if line.kind == "simulated"]
+    reached = [line for line in lines if line.time_speedup is not None]
+    measured = [line for line in reached if line.kind == "measured"]
+    simulated = [line for line in reached if line.kind == "simulated"]
     most = max(line.workers for line in lines)
     panel.plot([1, most], [1, most], color="0.5", linestyle="--", linewidth=1)
     panel.text(most, most, "ideal ", color="0.4", ha="right", va="bottom", fontsize=LETTERS - 1)

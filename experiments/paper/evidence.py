@@ -13,7 +13,10 @@ from experiments import tables
 from experiments.paper.plan import Labels
 from experiments.speedup.predictions import seconds_to
 
-RUNS, PREDICTED, SPEEDUP, CLAIMS = "runs.csv", "predicted.csv", "speedup.csv", "claims.csv"
+# Files of a figure: what was run and found, and what is counted from that.
+RUNS, PREDICTED, STEPS, BEST = "runs.csv", "predicted.csv", "steps.csv", "best.csv"
+SPEEDUP, CLAIMS = "speedup.csv", "claims.csv"
+TARGET = 0.8  # of its epochs, after which one worker has the loss of Equation (22)
 
 
 class Run(NamedTuple):
@@ -26,19 +29,20 @@ class Run(NamedTuple):
 class TimeSpeedup(NamedTuple):
     """A line of speedup.csv: Equation (22) for K workers, mean and range of the seeds.
 
-    `seconds` to `target_loss`; of seeds whose run with one worker is compared with that with K.
+    `seconds` to `target_loss`; the run with one worker and a seed is compared with that with K and
+    the same seed. Times and speedups are empty where the run of a seed does not reach the loss.
     `kind` is measured or simulated; `updates_per_s` counts the time of whole epochs.
     """
 
     kind: str
-    links: str
+    setting: str
     workers: int
     seeds: int
     target_loss: float
-    seconds: float
-    time_speedup: float
-    smallest: float
-    largest: float
+    seconds: float | None
+    time_speedup: float | None
+    smallest: float | None
+    largest: float | None
     updates_per_s: float | None
     mean_delay: float | None
     max_delay: int | None
@@ -70,28 +74,28 @@ def read_runs(path: Path) -> list[Run]:
         tables.read(path), lambda row: tuple(row[name] for name in Labels._fields)
     ):
         of_run = list(rows)
-        method, workers, links, seed = key
+        method, workers, setting, seed = key
         columns = {
             name: np.array([float(row[name]) for row in of_run])
             for name in of_run[0]
             if name not in Labels._fields
         }
-        found.append(Run(Labels(method, int(workers), links, int(seed)), columns))
+        found.append(Run(Labels(method, int(workers), setting, int(seed)), columns))
     return found
 
 
 def read_predicted(path: Path) -> list[Run]:
     """The simulated runs in a predicted.csv, as runs of seed 0 with a core for each worker."""
     found = []
-    for (links, workers), rows in itertools.groupby(
-        tables.read(path), lambda row: (row["links"], int(row["workers"]))
+    for (setting, workers), rows in itertools.groupby(
+        tables.read(path), lambda row: (row["setting"], int(row["workers"]))
     ):
         of_run = list(rows)
         columns = {
             name: np.array([float(row[name]) for row in of_run])
             for name in ("epoch", "seconds", "train_loss", "test_error")
         }
-        found.append(Run(Labels("svrg", workers, links, 0), columns))
+        found.append(Run(Labels("svrg", workers, setting, 0), columns))
     return found
 
 
@@ -100,42 +104,55 @@ def values(runs: Sequence[Run], name: str) -> np.ndarray:
     return np.stack([run.columns[name] for run in runs], axis=1)
 
 
-def time_speedups(kind: str, runs: Sequence[Run]) -> list[TimeSpeedup]:
+def target_loss(runs: Sequence[Run]) -> float:
+    """A training loss for Equation (22): what one worker has after four fifths of its epochs.
+
+    Args:
+      runs: of one method, those with one worker among them.
+
+    Returns:
+      The geometric mean over the seeds; between epochs that of a straight line in log f.
+    """
+    logs = [
+        np.interp(
+            TARGET * run.columns["epoch"][-1],
+            run.columns["epoch"],
+            np.log(run.columns["train_loss"]),
+        )
+        for run in runs
+        if run.labels.workers == 1
+    ]
+    return float(np.exp(np.mean(logs)))
+
+
+def time_speedups(kind: str, runs: Sequence[Run], target: float) -> list[TimeSpeedup]:
     """Equation (22): how much sooner K workers reach a training loss than one does.
 
-    The loss is the lowest that every measured run of these links reaches by the end of an epoch;
-    times between the ends of two epochs are those of a straight line in log f.
+    Times between the ends of two epochs are those of a straight line in log f.
 
     Args:
       kind: of the lines.
-      runs: of one method; those with one worker of the same seeds among them.
+      runs: of one method and one setting; those with one worker of the same seeds among them.
+      target: the loss.
 
     Returns:
-      A line for each number of workers and each kind of links.
+      A line for each number of workers.
     """
+    reached = {run.labels: _seconds(run, target) for run in runs}
     lines = []
-    for links in dict.fromkeys(run.labels.links for run in runs):
-        of_links = [run for run in runs if run.labels.links == links]
-        target = max(run.columns["train_loss"].min() for run in of_links)
-        reached = {run.labels: _seconds(run, target) for run in of_links}
-        for k in sorted({run.labels.workers for run in of_links}):
-            mine = [run for run in of_links if run.labels.workers == k]
-            seconds = [reached[run.labels] for run in mine]
-            ratios = [reached[run.labels._replace(workers=1)] / reached[run.labels] for run in mine]
-            lines.append(
-                TimeSpeedup(
-                    kind,
-                    links,
-                    k,
-                    len(mine),
-                    float(target),
-                    float(np.mean(seconds)),
-                    float(np.mean(ratios)),
-                    min(ratios),
-                    max(ratios),
-                    *_of_updates(mine),
-                )
-            )
+    for k in sorted({run.labels.workers for run in runs}):
+        mine = [run for run in runs if run.labels.workers == k]
+        pairs = [(reached[run.labels._replace(workers=1)], reached[run.labels]) for run in mine]
+        times = [(one, many) for one, many in pairs if one is not None and many is not None]
+        numbers: tuple[float | None, ...] = (None,) * 4
+        if len(times) == len(pairs):
+            ratios = [one / many for one, many in times]
+            seconds = float(np.mean([many for _, many in times]))
+            numbers = (seconds, float(np.mean(ratios)), min(ratios), max(ratios))
+        labels = mine[0].labels
+        lines.append(
+            TimeSpeedup(kind, labels.setting, k, len(mine), target, *numbers, *_of_updates(mine))
+        )
     return lines
 
 
@@ -247,11 +264,9 @@ def slope(run: Run) -> float:
     return float(np.polyfit(np.log(epochs[half - 1 :]), np.log(means[half - 1 :]), 1)[0])
 
 
-def _seconds(run: Run, target: float) -> float:
+def _seconds(run: Run, target: float) -> float | None:
     points = zip(run.columns["seconds"].tolist(), run.columns["train_loss"].tolist(), strict=True)
-    found = seconds_to(list(points), target)
-    assert found is not None  # the target is a loss that it reaches
-    return found
+    return seconds_to(list(points), target)
 
 
 def _of_updates(runs: Sequence[Run]) -> tuple[float | None, float | None, int | None]:

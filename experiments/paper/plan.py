@@ -15,8 +15,11 @@ SEARCH_OF = {"figure1": "figure1", "figure2": "figure1", "figure3": "figure3", "
 NUM_WORKERS = 3  # of Figure 3
 PREDICTED = (1, 2, 4, 8, 16, 32)  # workers of Figures 2 and 4 that are simulated
 FLAGFILES = Path("experiments/flagfiles")
-# Links of Figure 4: what the rows call them, and --rate and --server_rate of experiments.cluster.
-EQUAL, FAST, UNLIMITED = "equal", "fast_server", "unlimited"
+# Settings of Figure 2: the step of Figure 1, and a quarter of it, which bears longer delays.
+TUNED, QUARTER = "tuned_step", "quarter_step"
+# Of Figure 4: all links with --rate of experiments.cluster, the server's with --server_rate, and no
+# limits, for the prediction.
+EQUAL, FAST, UNLIMITED = "equal_links", "fast_server", "unlimited"
 
 
 class Sizes(NamedTuple):
@@ -35,7 +38,7 @@ class Labels(NamedTuple):
 
     method: str
     workers: int
-    links: str
+    setting: str
     seed: int
 
 
@@ -46,7 +49,8 @@ class Command(NamedTuple):
       name: its folder below --out_dir.
       words: of the command, without --out_dir; python and mpiexec are those of this environment.
       seconds: that it takes on two cores.
-      labels: of the rows of its metrics.csv; None of a search or a prediction.
+      labels: of the rows of its metrics.csv; of a prediction those of the run that it is made from;
+        None of a search.
     """
 
     name: str
@@ -84,8 +88,9 @@ def runs(figure: str, sizes: Sizes, steps: Mapping[str, Step], mpi: str | None) 
         ]
     if figure == "figure2":
         return [
-            _shared(figure, Labels("svrg", k, "", seed), steps, 8.0)
+            _shared(figure, Labels("svrg", k, setting, seed), steps, 8.0)
             for seed in range(sizes.num_seeds)
+            for setting in (TUNED, QUARTER)
             for k in sizes.threads
         ]
     if figure == "figure3":
@@ -96,9 +101,9 @@ def runs(figure: str, sizes: Sizes, steps: Mapping[str, Step], mpi: str | None) 
             for method in METHODS
         ]
     return [
-        _on_cluster(Labels("svrg", k, links, seed), sizes, steps)
+        _on_cluster(Labels("svrg", k, setting, seed), sizes, steps)
         for seed in range(sizes.speedup_seeds)
-        for links, workers in ((UNLIMITED, [1]), (EQUAL, sizes.workers), (FAST, sizes.workers))
+        for setting, workers in ((UNLIMITED, [1]), (EQUAL, sizes.workers), (FAST, sizes.workers))
         for k in workers
     ]
 
@@ -113,33 +118,33 @@ def predictions(figure: str, sizes: Sizes, done: Sequence[Command], folder: Path
       folder: that holds theirs.
 
     Returns:
-      Commands, none for the other figures. The name of one ends with the links that it is of.
+      Commands, none for the other figures.
     """
 
-    def serial(links: str) -> str:
-        return next(
-            str(folder / command.name)
-            for command in done
-            if command.labels == Labels("svrg", 1, links, 0)
-        )
-
-    def predict(name: str, of: str, workers: Sequence[int], *more: str) -> Command:
+    def predict(setting: str, of: str, workers: Sequence[int], *more: str) -> Command:
+        serial = Labels("svrg", 1, of, 0)
+        run = next(command.name for command in done if command.labels == serial)
         counts = ",".join(map(str, workers))
         words = _python(
-            "predict_speedup", f"--runs={of}", f"--beyond={counts}", f"--replay={counts}", *more
+            "predict_speedup",
+            f"--runs={folder / run}",
+            f"--beyond={counts}",
+            f"--replay={counts}",
+            *more,
         )
-        return Command(f"{figure}/predicted{name}", words, 60.0)
+        labels = serial._replace(setting=setting)
+        return Command(f"{figure}/predicted/{setting}", words, 60.0, labels)
 
     if figure == "figure2":
-        return [predict("", serial(""), PREDICTED)]
+        return [predict(setting, setting, PREDICTED) for setting in (TUNED, QUARTER)]
     if figure == "figure4":
         # The link of the server comes on top of a run without one. Those of the workers are in the
         # time that one worker takes with a fast server.
         workers = sorted({*sizes.workers, *PREDICTED})
         bandwidth = f"--bandwidth={megabits(sizes.rate):g}"
         return [
-            predict(f"/{EQUAL}", serial(UNLIMITED), workers, "--cores=0", bandwidth),
-            predict(f"/{FAST}", serial(FAST), workers, "--cores=0"),
+            predict(EQUAL, UNLIMITED, workers, "--cores=0", bandwidth),
+            predict(FAST, FAST, workers, "--cores=0"),
         ]
     return []
 
@@ -154,7 +159,9 @@ def megabits(rate: str) -> float:
 
 
 def _shared(figure: str, labels: Labels, steps: Mapping[str, Step], seconds: float) -> Command:
-    name = labels.method if figure == "figure1" else f"{labels.workers}"
+    name = labels.method if figure == "figure1" else f"{labels.setting}/{labels.workers}"
+    if labels.setting == QUARTER:
+        steps = {"svrg": steps["svrg"]._replace(lr=steps["svrg"].lr / 4)}
     flagfile = f"{figure}_{labels.method}" if figure == "figure1" else figure
     words = _python(
         "train_shared",
@@ -174,7 +181,7 @@ def _distributed(
     before: Sequence[str],
 ) -> Command:
     flagfile = f"{figure}_{labels.method}" if figure == "figure3" else figure
-    name = labels.method if figure == "figure3" else f"{labels.links}/{labels.workers}"
+    name = labels.method if figure == "figure3" else f"{labels.setting}/{labels.workers}"
     words = _python(
         "train_distributed",
         f"--flagfile={FLAGFILES / flagfile}.flags",
@@ -189,7 +196,7 @@ def _on_cluster(labels: Labels, sizes: Sizes, steps: Mapping[str, Step]) -> Comm
         EQUAL: (sizes.rate, sizes.rate),
         FAST: (sizes.rate, sizes.server_rate),
         UNLIMITED: (UNLIMITED, UNLIMITED),
-    }[labels.links]
+    }[labels.setting]
     before = _python(
         "cluster",
         f"--num_workers={labels.workers}",
@@ -199,9 +206,9 @@ def _on_cluster(labels: Labels, sizes: Sizes, steps: Mapping[str, Step]) -> Comm
     )
     # 6,000 updates, and twice the time of a message of 79 KB.
     update = 2 * 0.632 / megabits(sizes.rate) / min(labels.workers, 2)
-    if labels.links == FAST:
+    if labels.setting == FAST:
         update *= min(labels.workers, 2) / labels.workers
-    seconds = 10.0 + 6_000 * (0.0005 if labels.links == UNLIMITED else update)
+    seconds = 10.0 + 6_000 * (0.0005 if labels.setting == UNLIMITED else update)
     return _distributed("figure4", labels, steps, seconds, before)
 
 
