@@ -106,7 +106,11 @@ def draw_band(
 
 
 def label_ends(
-    axes: Any, ends: Sequence[tuple[str, str, tuple[float, float]]], size: float = 9
+    axes: Any,
+    ends: Sequence[tuple[str, str, tuple[float, float]]],
+    size: float = 9,
+    margin: float = MARGIN,
+    short: float = -0.75,
 ) -> None:
     """Names the curves at their right ends, none over another.
 
@@ -114,9 +118,11 @@ def label_ends(
       axes: the panel, whose x axis is linear and begins with 0.
       ends: name, colour and end of each curve.
       size: of the letters.
+      margin: width of the panel over that of the curves.
+      short: how far above its end, in GAP, a curve has its name that ends in the left half.
     """
     right = max(place for _, _, (place, _) in ends)
-    axes.set_xlim(0, right * MARGIN)
+    axes.set_xlim(0, right * margin)
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
     axes.autoscale_view(scalex=False)
     to_panel = axes.transData + axes.transAxes.inverted()
@@ -124,8 +130,8 @@ def label_ends(
     heights: list[float] = []
     for name, colour, end in sorted(ends, key=lambda end: end[2][1]):
         across, up = to_panel.transform(end)
-        if end[0] < right / 2:  # others go on above it
-            _write(axes, size, across - 0.03, up - 0.75 * GAP, name, colour)
+        if end[0] < right / 2:
+            _write(axes, size, across - 0.03, up + short * GAP, name, colour)
             continue
         at_right.append((across + 0.015, name, colour))
         heights.append(max(up, heights[-1] + GAP) if heights else up)

@@ -8,7 +8,8 @@ the time that each takes. They are those of the other binaries: `tune` finds the
 more workers. Figure 4 runs on an emulated cluster (see `experiments.cluster` for what that takes).
 Every command leaves its folder and its log below --out_dir; the folder results/ has the csv files
 of each figure and the figures. What is done is kept: after SIGINT or SIGTERM the same command goes
-on, inside of a run too. Without a file of cifar10_features, `extract_features` makes it first.
+on, inside of a run too; with more seeds or other figures it adds them. Without a file of
+cifar10_features, `extract_features` makes it first.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ from experiments.speedup.predictions import BEYOND
 NAME = "reproduce"
 RESULTS = "results"
 COMMANDS = "commands.csv"
+# What only says which commands there are: more seeds, or another figure, can be added later.
+FREE_FLAGS = units.FREE_FLAGS | {
+    "figures",
+    "num_seeds",
+    "speedup_seeds",
+    "threads",
+    "workers",
+    "dry_run",
+}
 FEATURES = "cifar10_features"
 FEATURES_SECONDS = 800.0
 
@@ -113,7 +123,7 @@ def main(values: flags.FlagValues) -> int:
     out_dir = folders.folder_to_resume(values, NAME, checkpoints.UNITS)
     folder = folders.claim_folder(out_dir, NAME, holds=COMMANDS, kind=checkpoints.UNITS)
     described = provenance.describe(values, {})
-    with units.kept(folder, NAME, described) as kept:
+    with units.kept(folder, NAME, described, free=FREE_FLAGS) as kept:
         runner = _Runner(folder, values.data_dir, kept)
         with runner.bar:
             if any(plan.SEARCH_OF[figure] == "figure3" for figure in wanted):

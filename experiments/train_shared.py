@@ -35,9 +35,9 @@ from experiments.theory import coverage
 DRIVERS = ("threads", "simulate")
 DELAYS = ("round_robin", "constant", "uniform")
 
-# For mnist and digits from results/step_search.csv, of the training losses after 25 epochs with the
-# default flags and four virtual workers: sgd has its best step, svrg half of its best, which leaves
-# a margin for the longer delays of real threads. Fashion-MNIST has the shape and the scale of
+# For mnist from the search for Figure 1 (results/figure1/best.csv), for digits from
+# results/step_search_digits.csv: sgd has its best step, svrg less than its best (0.7, and 1), which
+# leaves a margin for more threads and their delays. Fashion-MNIST has the shape and the scale of
 # MNIST, and takes its steps; those of cifar10 and its features were tried by hand only.
 _MNIST = {"sgd": Step(0.3, 0.2), "svrg": Step(0.5, 0.0)}
 TUNED = {

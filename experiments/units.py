@@ -36,6 +36,7 @@ class Units:
         config: dict[str, Any],
         total: int | None,
         stop: launch.Stop,
+        free: frozenset[str] = FREE_FLAGS,
     ) -> None:
         """Reads the newest checkpoint of the study in a folder, if there is one.
 
@@ -46,6 +47,7 @@ class Units:
         self.stop = stop
         self._folder = folder
         self._total = total
+        self._free = free
         self._done: dict[str, Any] = {}
         saved = asvrg.checkpoints.load(
             folder / checkpoints.UNITS, "--out_dir must name a folder", _decode
@@ -118,7 +120,7 @@ class Units:
                 f"--out_dir={self._folder} holds a study of experiments.{before}, got "
                 f"experiments.{now}."
             )
-        checkpoints.check_same_run(self._folder, config, self.config, free=FREE_FLAGS)
+        checkpoints.check_same_run(self._folder, config, self.config, free=self._free)
         self._done = done
         resumed = {"units": len(done), "started": self.config["started"]}
         self.config = self.config | {
@@ -129,7 +131,11 @@ class Units:
 
 @contextlib.contextmanager
 def kept(
-    folder: Path, program: str, config: dict[str, Any], total: int | None = None
+    folder: Path,
+    program: str,
+    config: dict[str, Any],
+    total: int | None = None,
+    free: frozenset[str] = FREE_FLAGS,
 ) -> Iterator[Units]:
     """Keeps the units of a study in its folder, and says how to go on if something stops it.
 
@@ -139,8 +145,9 @@ def kept(
       folder: of the study, claimed.
       program: the name of its binary.
       config: of the study, from `provenance.describe`; what goes on must have the same flags, but
-        for FREE_FLAGS, and the same `resolved`.
+        for the free ones, and the same `resolved`.
       total: how many units it has; None where that turns out on the way.
+      free: flags that may differ, as no unit depends on them.
 
     Yields:
       Units.
@@ -151,7 +158,7 @@ def kept(
     """
     with files.held(folder), launch.stopping_where_it_can_go_on() as stop:
         files.remove_parts(folder)
-        units = Units(folder, program, config, total, stop)
+        units = Units(folder, program, config, total, stop, free)
         if len(units):
             print(f"goes on after {units.place()}", file=sys.stderr)
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import draw_figures, recording, tables
-from experiments.paper import drawing, evidence
+from experiments.paper import drawing, evidence, search
 from experiments.paper.plan import FIGURES, Labels
 from tests.binaries import run
 
@@ -26,8 +26,8 @@ MEASURED, SIMULATED = (1, 7, 13), (1, 7, 13, 29)
 
 def rows_of(label: Labels) -> list[tuple[Any, ...]]:
     """Lines of runs.csv: what comes later is better, and other runs are others."""
-    rng = np.random.default_rng([len(label.method), label.workers, len(label.links), label.seed])
-    speed = rng.uniform(0.5, 1.5)
+    rng = np.random.default_rng([len(label.method), label.workers, len(label.setting), label.seed])
+    speed = rng.uniform(0.9, 1.1)
     return [
         (
             *label,
@@ -56,15 +56,33 @@ def write_runs(folder: Path, labels: list[Labels]) -> None:
     (folder / recording.CONFIG).write_text(json.dumps(CONFIG))
 
 
-def write_predicted(folder: Path, links: tuple[str, ...]) -> None:
-    header = ("links", "kind", "workers", "cores", "epoch", "seconds", "train_loss", "test_error")
+def write_predicted(folder: Path, settings: tuple[str, ...]) -> None:
+    header = ("setting", "kind", "workers", "cores", "epoch", "seconds", "train_loss", "test_error")
     lines = [
-        (of, "simulated beyond", k, None, epoch, epoch / k, 2.3 * 0.6**epoch, 0.9 * 0.7**epoch)
-        for of in links
+        (of, "simulated beyond", k, None, epoch, epoch / k, 2.3 * 0.2**epoch, 0.9 * 0.7**epoch)
+        for of in settings
         for k in SIMULATED
         for epoch in range(EPOCHS + 1)
     ]
     tables.write_lines(folder / evidence.PREDICTED, [header, *lines])
+
+
+def write_best(folder: Path) -> None:
+    steps = {"sgd": (0.3, 0.2), "svrg": (0.7, 0.0), "sgd_svrg": (1.0, 0.0)}
+    best = [
+        search.Best(method, among, lr / times, decay, 0.4, 0.4, 0.4, 0.1, 0.01, 9)
+        for method, (lr, decay) in steps.items()
+        for among, times in (("all", 1), ("grid", 10))
+    ]
+    tables.write_csv(folder / evidence.BEST, best)
+
+
+SETTINGS = {
+    "figure1": ("",),
+    "figure2": ("tuned_step", "quarter_step"),
+    "figure3": ("",),
+    "figure4": ("equal_links", "fast_server"),
+}
 
 
 def write_results(folder: Path, figures: tuple[str, ...]) -> Path:
@@ -72,11 +90,10 @@ def write_results(folder: Path, figures: tuple[str, ...]) -> Path:
     for figure in figures:
         methods = ("sgd", "svrg", "sgd_svrg") if figure in ("figure1", "figure3") else ("svrg",)
         workers = (2,) if len(methods) > 1 else MEASURED
-        links = ("equal", "fast_server") if figure == "figure4" else ("",)
         every = [
-            Labels(method, k, of, seed)
+            Labels(method, k, setting, seed)
             for seed in (0, 1)
-            for of in links
+            for setting in SETTINGS[figure]
             for k in workers
             for method in methods
         ]
@@ -84,7 +101,9 @@ def write_results(folder: Path, figures: tuple[str, ...]) -> Path:
             every.append(Labels("svrg", 1, "unlimited", 0))
         write_runs(folder / figure, every)
         if len(methods) == 1:
-            write_predicted(folder / figure, links)
+            write_predicted(folder / figure, SETTINGS[figure])
+        else:
+            write_best(folder / figure)
     return folder
 
 
@@ -117,21 +136,22 @@ def test_a_folder_without_a_figure_is_refused(tmp_path, capsys):
 
 
 def test_figures_are_the_same_bytes_every_time(tmp_path, capsys, monkeypatch):
-    """And they say what is on them; of the three axes of Figure 1, one will do."""
+    """And they say what is on them; of Figure 1 one axis will do, and of Figure 2 one setting."""
     monkeypatch.setattr(drawing, "AXES", {"epoch": "epochs s"})
+    monkeypatch.setitem(SETTINGS, "figure2", ("tuned_step",))
     folders = [write_results(tmp_path / name, ("figure1", "figure2")) for name in ("one", "two")]
     for folder in folders:
         before = {path for path in folder.rglob("*") if path.is_file()}
         assert run(draw_figures, f"--results_dir={folder}") == 0
         written = {path for path in folder.rglob("*") if path.is_file()} - before
-        assert {Path(line) for line in capsys.readouterr().out.splitlines()} == written
+        paths, _, _ = capsys.readouterr().out.partition("\n\n")
+        assert {Path(line) for line in paths.splitlines()} == written
     names = {path.relative_to(folder).as_posix() for path in written}
     assert names == {
         "figure1/claims.csv",
-        *(f"figure1/figure1_{axis}.{kind}" for axis in drawing.AXES for kind in ("svg", "png")),
+        *(f"figure1/figure1_epoch.{kind}" for kind in ("svg", "png")),
         "figure2/speedup.csv",
-        "figure2/figure2.svg",
-        "figure2/figure2.png",
+        *(f"figure2/figure2_tuned_step.{kind}" for kind in ("svg", "png")),
     }
     for name in names:
         one, two = ((each / name).read_bytes() for each in folders)
@@ -142,7 +162,7 @@ def test_figures_are_the_same_bytes_every_time(tmp_path, capsys, monkeypatch):
         assert said.count(method) == len(drawing.PANELS)
     assert {"training loss f(x)", "epochs s", "mean and range of 2 seeds"} <= set(said)
 
-    said = texts(folder / "figure2" / "figure2.svg")
+    said = texts(folder / "figure2" / "figure2_tuned_step.svg")
     # At the ends of the curves of loss and of error: those that were measured on enough cores, and
     # the simulated ones.
     for k in (7, 13, 29):
@@ -171,48 +191,85 @@ def test_curves_that_end_at_0_leave_room_for_the_others(tmp_path, monkeypatch):
     assert all(-0.1 <= height <= 1 for height in heights)
 
 
-def test_what_figure_2_is_drawn_from(tmp_path, undrawn):
-    write_results(tmp_path, ("figure2",))
+@pytest.mark.parametrize(
+    ("figure", "cores", "titles"),
+    [
+        ("figure2", 7, (", the step of Figure 1", ", a quarter of the step of Figure 1")),
+        # Every worker has a host of its own.
+        (
+            "figure4",
+            None,
+            (
+                "links of 40mbit/s, the server's of 40mbit/s",
+                "links of 40mbit/s, the server's of 2gbit/s",
+            ),
+        ),
+    ],
+)
+def test_speedups_are_drawn_and_counted_for_each_setting(tmp_path, undrawn, figure, cores, titles):
+    write_results(tmp_path, (figure,))
     draw_figures.draw(tmp_path)
-    (asked,) = undrawn
-    assert (asked["name"], asked["cores"]) == ("figure2", 7)
-    assert {each.labels.workers for each in asked["runs"]} == set(MEASURED)
-    assert {each.labels.workers for each in asked["predicted"]} == set(SIMULATED)
-    written = tables.read(tmp_path / "figure2" / evidence.SPEEDUP)
-    assert [(row["kind"], int(row["workers"])) for row in written] == [
-        *(("measured", k) for k in MEASURED),
-        *(("simulated", k) for k in SIMULATED),
+    settings = SETTINGS[figure]
+    assert [asked["name"] for asked in undrawn] == [f"{figure}_{each}" for each in settings]
+    written = tables.read(tmp_path / figure / evidence.SPEEDUP)
+    for asked, setting, title in zip(undrawn, settings, titles, strict=True):
+        assert asked["cores"] == cores
+        assert title in asked["title"]
+        for name, workers in (("runs", MEASURED), ("predicted", SIMULATED)):
+            labels = [each.labels for each in asked[name]]
+            assert {each.setting for each in labels} == {setting}
+            assert {each.workers for each in labels} == set(workers)
+        rows = [row for row in written if row["setting"] == setting]
+        assert [(row["kind"], int(row["workers"])) for row in rows] == [
+            *(("measured", k) for k in MEASURED),
+            *(("simulated", k) for k in SIMULATED),
+        ]
+        # All of them to one loss, which stands at the axis.
+        assert len({row["target_loss"] for row in rows}) == 1
+        found = [row["time_speedup"] for row in rows]
+        assert found == [
+            "" if line.time_speedup is None else f"{line.time_speedup:.9g}"
+            for line in asked["lines"]
+        ]
+    assert len(written) == len(settings) * (len(MEASURED) + len(SIMULATED))
+
+
+def test_the_printed_tables_are_those_of_the_csv(tmp_path, undrawn, capsys):
+    write_results(tmp_path, FIGURES)
+    assert run(draw_figures, f"--results_dir={tmp_path}") == 0
+    printed = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| ")
     ]
-    assert [line.time_speedup for line in asked["lines"]] == pytest.approx(
-        [float(row["time_speedup"]) for row in written]
-    )
-
-
-def test_figure_4_is_drawn_for_each_kind_of_links(tmp_path, undrawn):
-    write_results(tmp_path, ("figure4",))
-    draw_figures.draw(tmp_path)
-    assert [asked["name"] for asked in undrawn] == ["figure4_equal", "figure4_fast_server"]
-    for asked, links, server in zip(
-        undrawn, ("equal", "fast_server"), ("40mbit", "2gbit"), strict=True
-    ):
-        assert asked["cores"] is None  # every worker has a host of its own
-        assert f"links of 40mbit/s, the server's of {server}/s" in asked["title"]
-        every = [*asked["runs"], *asked["predicted"]]
-        assert {each.labels.links for each in every} == {links}
-        assert {line.links for line in asked["lines"]} == {links}
-    written = tables.read(tmp_path / "figure4" / evidence.SPEEDUP)
-    assert len(written) == 2 * (len(MEASURED) + len(SIMULATED))
-
-
-def test_measured_and_simulated_speedups_are_to_one_loss(tmp_path, undrawn):
-    """That of the axis; what is measured ends elsewhere than what is simulated."""
-    write_results(tmp_path, ("figure2", "figure4"))
-    draw_figures.draw(tmp_path)
+    for figure in ("figure1", "figure3"):
+        claims = {
+            (row["what"], row["of"]): [float(row[name]) for name in ("mean", "smallest", "largest")]
+            for row in tables.read(tmp_path / figure / evidence.CLAIMS)
+        }
+        at = [row[0] for row in printed].index(f"Figure {figure[-1]}: in the end")
+        for row, step in zip(printed[at + 2 : at + 5], ("0.3 / (1 + s)^0.2", "0.7", "1"), strict=True):
+            assert row[1] == step
+            mean, smallest, largest = claims["train_loss in the end", row[0]]
+            assert row[2] == f"{mean:.3f} ({smallest:.3f} to {largest:.3f})"
+            mean, smallest, largest = claims["test_error in the end", row[0]]
+            assert row[4] == f"{mean:.2%} ({smallest:.2%} to {largest:.2%})".replace("%", " %")
     for figure in ("figure2", "figure4"):
-        targets: dict[str, set[str]] = {}
-        for row in tables.read(tmp_path / figure / evidence.SPEEDUP):
-            targets.setdefault(row["links"], set()).add(row["target_loss"])
-        assert all(len(losses) == 1 for losses in targets.values()), targets
+        for setting in SETTINGS[figure]:
+            title = f"Figure {figure[-1]}: K, {setting.replace('_', ' ')}"
+            at = [row[0] for row in printed].index(title)
+            assert [row[0] for row in printed[at + 2 : at + 6]] == [str(k) for k in SIMULATED]
+            rows = {
+                (row["kind"], row["workers"]): row
+                for row in tables.read(tmp_path / figure / evidence.SPEEDUP)
+                if row["setting"] == setting
+            }
+            target = float(rows["measured", "7"]["target_loss"])
+            assert printed[at][1] == f"seconds to loss {target:.3g}"
+            line = printed[at + 3]
+            assert line[1] in (f"{float(rows['measured', '7']['seconds'] or 0):.3g}", "not reached")
+            assert line[6] == f"{float(rows['simulated', '7']['time_speedup']):.2f}"
+            assert printed[at + 5][1:6] == [""] * 5  # 29 were simulated alone
 
 
 @pytest.mark.parametrize("figure", FIGURES)

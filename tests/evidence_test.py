@@ -14,23 +14,21 @@ from experiments.paper.evidence import Run
 from experiments.paper.plan import Labels
 
 
-def run(method: str = "svrg", workers: int = 1, links: str = "", seed: int = 0, **columns) -> Run:
+def run(method: str = "svrg", workers: int = 1, setting: str = "", seed: int = 0, **columns) -> Run:
     made = {name: np.array(values, float) for name, values in columns.items()}
     made.setdefault("epoch", np.arange(float(len(next(iter(made.values()))))))
-    return Run(Labels(method, workers, links, seed), made)
+    return Run(Labels(method, workers, setting, seed), made)
 
 
-def falling(
-    seconds: Sequence[float], powers: Sequence[float], workers: int, seed: int, links: str = ""
-) -> Run:
+def falling(seconds: Sequence[float], powers: Sequence[float], workers: int, seed: int) -> Run:
     """A run whose losses are 10 to the power of minus these."""
     losses = [10.0**-power for power in powers]
-    return run("svrg", workers, links, seed, seconds=seconds, train_loss=losses)
+    return run("svrg", workers, "here", seed, seconds=seconds, train_loss=losses)
 
 
 ONE = [falling([0, 2, 4], [0, 1, 2], 1, 0), falling([0, 4, 8], [0, 1, 2], 1, 1)]
-# The second one reaches no less than 10^-1.5, which is where all of them are compared.
 TWO = [falling([0, 1, 2], [0, 1, 2], 2, 0), falling([0, 2, 4], [0, 1, 1.5], 2, 1)]
+TARGET = 10**-1.5
 
 
 def test_equation_22_by_hand():
@@ -39,30 +37,36 @@ def test_equation_22_by_hand():
     Each seed is compared with itself, and the mean is that of the ratios.
     """
     # In the order in which they are run: by seeds, then by workers.
-    runs = [ONE[0], TWO[0], ONE[1], TWO[1]]
-    one, two = evidence.time_speedups("measured", runs)
-    assert (one.kind, one.workers, one.seeds) == ("measured", 1, 2)
-    assert (two.kind, two.workers, two.seeds) == ("measured", 2, 2)
-    assert one.target_loss == two.target_loss == pytest.approx(10**-1.5)
+    one, two = evidence.time_speedups("measured", [ONE[0], TWO[0], ONE[1], TWO[1]], TARGET)
+    assert (one.kind, one.setting, one.workers, one.seeds) == ("measured", "here", 1, 2)
+    assert (two.kind, two.setting, two.workers, two.seeds) == ("measured", "here", 2, 2)
+    assert one.target_loss == two.target_loss == TARGET
     assert (one.seconds, two.seconds) == pytest.approx((4.5, 2.75))
     assert (one.time_speedup, one.smallest, one.largest) == pytest.approx((1, 1, 1))
     assert (two.time_speedup, two.smallest, two.largest) == pytest.approx((1.75, 1.5, 2.0))
     assert (two.updates_per_s, two.mean_delay, two.max_delay) == (None, None, None)
 
 
-def test_other_links_are_compared_among_themselves():
-    fast = [each._replace(labels=each.labels._replace(links="fast")) for each in ONE]
-    fast += [falling([0, 0.5, 1], [0, 1, 2], 2, seed, "fast") for seed in (0, 1)]
-    lines = evidence.time_speedups("measured", [*ONE, *TWO, *fast])
-    assert [(line.links, line.workers) for line in lines] == [
-        ("", 1),
-        ("", 2),
-        ("fast", 1),
-        ("fast", 2),
+def test_a_loss_that_one_seed_does_not_reach_has_no_speedup():
+    """The mean of the others would be that of those that did well."""
+    one, two = evidence.time_speedups("simulated", [*ONE, *TWO], 10**-1.6)
+    assert one.seconds == pytest.approx((3.2 + 6.4) / 2)
+    assert two == evidence.TimeSpeedup("simulated", "here", 2, 2, 10**-1.6)
+    # Nor has what is compared with a run of one worker that does not reach it.
+    short = ONE[1]._replace(columns=TWO[1].columns)
+    lines = evidence.time_speedups("measured", [ONE[0], short, TWO[0], TWO[1]], 10**-1.6)
+    assert [line.time_speedup for line in lines] == [None, None]
+
+
+def test_the_loss_is_what_one_worker_has_after_four_fifths_of_its_epochs():
+    """Of 5 epochs, after 4; of 2, where a straight line in log f is after 1.6."""
+    five = [
+        falling(range(6), [0, 1, 1.2, 1.4, power, 3], 1, seed)
+        for seed, power in enumerate((1.5, 2.5))
     ]
-    assert [line.target_loss for line in lines] == pytest.approx([10**-1.5] * 2 + [0.01] * 2)
-    assert lines[1].time_speedup == pytest.approx(1.75)
-    assert lines[3].time_speedup == pytest.approx((4 + 8) / 2)
+    fast = falling(range(6), [0, 3, 4, 5, 6, 7], 2, 0)
+    assert evidence.target_loss([*five, fast]) == pytest.approx(1e-2)
+    assert evidence.target_loss([ONE[0], TWO[1]]) == pytest.approx(10**-1.6)
 
 
 def test_updates_and_delays_of_measured_runs():
@@ -77,7 +81,7 @@ def test_updates_and_delays_of_measured_runs():
         with_delays(TWO[0], 10, [0, 2, 4], [0, 5, 9]),
         with_delays(TWO[1], 10, [0, 1, 3], [0, 7, 2]),
     ]
-    one, two = evidence.time_speedups("measured", runs)
+    one, two = evidence.time_speedups("measured", runs, TARGET)
     assert (one.updates_per_s, one.mean_delay, one.max_delay) == (pytest.approx(3.75), 0, 0)
     assert two.updates_per_s == pytest.approx((20 / 2 + 20 / 4) / 2)
     assert (two.mean_delay, two.max_delay) == (pytest.approx(2.5), 9)
@@ -187,9 +191,9 @@ def test_runs_come_back_from_their_csv(tmp_path):
     labels = [
         Labels("sgd", 2, "", 0),
         Labels("svrg", 2, "", 0),
-        Labels("svrg", 2, "equal", 0),
-        Labels("svrg", 2, "equal", 1),
-        Labels("svrg", 3, "equal", 1),
+        Labels("svrg", 2, "equal_links", 0),
+        Labels("svrg", 2, "equal_links", 1),
+        Labels("svrg", 3, "equal_links", 1),
     ]
     names = ("epoch", "seconds", "train_loss", "max_delay")
     made = [rng.normal(size=(4, len(names))).astype(np.float32).astype(float) for _ in labels]
@@ -208,23 +212,21 @@ def test_runs_come_back_from_their_csv(tmp_path):
     np.testing.assert_array_equal(stacked, np.stack([made[0][:, 1], made[1][:, 1]], axis=1))
 
 
-def test_simulated_runs_have_their_links_and_workers(tmp_path):
+def test_simulated_runs_have_their_settings_and_workers(tmp_path):
     path = tmp_path / evidence.PREDICTED
-    header = ("links", "kind", "workers", "cores", "epoch", "seconds", "train_loss", "test_error")
+    header = ("setting", "kind", "workers", "cores", "epoch", "seconds", "train_loss", "test_error")
     lines = [
-        (links, "simulated beyond", k, None, epoch, epoch / k, 1.0 / (1 + epoch), 0.1)
-        for links in ("equal", "fast_server")
+        (setting, "simulated beyond", k, None, epoch, epoch / k, 1.0 / (1 + epoch), 0.1)
+        for setting in ("equal_links", "fast_server")
         for k in (1, 16)
         for epoch in range(3)
     ]
     tables.write_lines(path, [header, *lines])
     found = evidence.read_predicted(path)
     assert [each.labels for each in found] == [
-        Labels("svrg", k, links, 0) for links in ("equal", "fast_server") for k in (1, 16)
+        Labels("svrg", k, setting, 0) for setting in ("equal_links", "fast_server") for k in (1, 16)
     ]
     np.testing.assert_allclose(found[1].columns["seconds"], [0, 1 / 16, 2 / 16])
-    lines_ = evidence.time_speedups("simulated", found)
-    assert [(line.links, line.workers) for line in lines_] == [
-        (each.labels.links, each.labels.workers) for each in found
-    ]
-    assert [line.time_speedup for line in lines_] == pytest.approx([1, 16, 1, 16])
+    one, many = evidence.time_speedups("simulated", found[2:], 0.4)
+    assert (one.setting, many.setting) == ("fast_server", "fast_server")
+    assert (one.time_speedup, many.time_speedup) == pytest.approx((1, 16))

@@ -39,6 +39,7 @@ FOUND = {
     "figure3": {"sgd": Step(0.1, 0.5), "svrg": Step(0.03, 0.0), "sgd_svrg": Step(0.05, 0.0)},
 }
 SMALL = ("--num_seeds=2", "--speedup_seeds=1", "--threads=2", "--workers=2")
+STEPS, LINKS = ("tuned_step", "quarter_step"), ("equal_links", "fast_server")
 ONE = ("--figures=figure1", "--num_seeds=1")
 
 
@@ -101,16 +102,20 @@ def labels_of(words: Sequence[str], given: Mapping[str, str]) -> Labels:
     text = (ROOT / given["flagfile"]).read_text()
     said = dict(re.findall(r"^--(\w+)=(.*)$", text, re.MULTILINE)) | given
     if "num_threads" in said:
-        return Labels(said["method"], int(said["num_threads"]), "", int(said["seed"]))
+        setting = ""
+        if Path(given["flagfile"]).stem == "figure2":
+            times = FOUND["figure1"]["svrg"].lr / float(given["lr"])
+            setting = {1.0: "tuned_step", 4.0: "quarter_step"}[times]
+        return Labels(said["method"], int(said["num_threads"]), setting, int(said["seed"]))
     if "num_workers" not in said:
         ranks = int(words[words.index("-n") + 1])
         return Labels(said["method"], ranks - 1, "", int(said["seed"]))
-    links = {
-        ("100mbit", "100mbit"): "equal",
+    setting = {
+        ("100mbit", "100mbit"): "equal_links",
         ("100mbit", "1gbit"): "fast_server",
         ("unlimited", "unlimited"): "unlimited",
     }[said["rate"], said["server_rate"]]
-    return Labels(said["method"], int(said["num_workers"]), links, int(said["seed"]))
+    return Labels(said["method"], int(said["num_workers"]), setting, int(said["seed"]))
 
 
 def leave_search(folder: Path, found: Mapping[str, Step]) -> None:
@@ -119,8 +124,8 @@ def leave_search(folder: Path, found: Mapping[str, Step]) -> None:
         steps.append(search.Row(method, *step, 100, EPOCHS, 0.4, 0.1, 0.5, 0.2, 0.01))
         for among, chosen in ((tune.ALL, step), (tune.GRID, Step(0.05, 0.0))):
             best.append(search.Best(method, among, *chosen, 0.4, 0.4, 0.4, 0.2, 0.01, 5))
-    tables.write_csv(folder / tune.STEPS, steps)
-    tables.write_csv(folder / tune.BEST, best)
+    tables.write_csv(folder / evidence.STEPS, steps)
+    tables.write_csv(folder / evidence.BEST, best)
 
 
 def leave_run(folder: Path, labels: Labels) -> None:
@@ -197,15 +202,15 @@ def expected_labels(figure: str) -> list[Labels]:
         k = 2 if figure == "figure1" else 3
         return [Labels(method, k, "", seed) for method in METHODS for seed in (0, 1)]
     if figure == "figure2":
-        return [Labels("svrg", k, "", seed) for k in (1, 2) for seed in (0, 1)]
-    links = [("unlimited", 1), *((of, k) for of in ("equal", "fast_server") for k in (1, 2))]
-    return [Labels("svrg", k, of, 0) for of, k in links]
+        return [Labels("svrg", k, of, seed) for of in STEPS for k in (1, 2) for seed in (0, 1)]
+    runs = [("unlimited", 1), *((of, k) for of in LINKS for k in (1, 2))]
+    return [Labels("svrg", k, of, 0) for of, k in runs]
 
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_the_rows_of_every_run_have_its_labels(whole, figure):
     results = whole[0] / reproduce.RESULTS / figure
-    runs = evidence.read_runs(results / reproduce.RUNS)
+    runs = evidence.read_runs(results / evidence.RUNS)
     assert sorted(each.labels for each in runs) == sorted(expected_labels(figure))
     for each in runs:
         assert list(each.columns) == list(recording.Row._fields)
@@ -215,18 +220,18 @@ def test_the_rows_of_every_run_have_its_labels(whole, figure):
 
 
 def test_each_figure_has_the_tables_that_belong_to_it(whole):
-    common = {reproduce.RUNS, reproduce.COMMANDS, recording.CONFIG}
+    common = {evidence.RUNS, reproduce.COMMANDS, recording.CONFIG}
     expected = {
-        "figure1": {tune.STEPS, tune.BEST, evidence.CLAIMS},
-        "figure2": {reproduce.PREDICTED, evidence.SPEEDUP},
-        "figure3": {tune.STEPS, tune.BEST, evidence.CLAIMS},
-        "figure4": {reproduce.PREDICTED, evidence.SPEEDUP},
+        "figure1": {evidence.STEPS, evidence.BEST, evidence.CLAIMS},
+        "figure2": {evidence.PREDICTED, evidence.SPEEDUP},
+        "figure3": {evidence.STEPS, evidence.BEST, evidence.CLAIMS},
+        "figure4": {evidence.PREDICTED, evidence.SPEEDUP},
     }
     folder, _ = whole
     for figure, own in expected.items():
         results = folder / reproduce.RESULTS / figure
         assert {path.name for path in results.iterdir()} == common | own
-        for name in (tune.STEPS, tune.BEST):
+        for name in (evidence.STEPS, evidence.BEST):
             if name in own:
                 assert (results / name).read_bytes() == (folder / figure / "tune" / name).read_bytes()
         config = json.loads((results / recording.CONFIG).read_text())
@@ -236,19 +241,19 @@ def test_each_figure_has_the_tables_that_belong_to_it(whole):
 
 def test_predictions_are_what_is_simulated_beyond_the_measured(whole):
     results = whole[0] / reproduce.RESULTS
-    for figure, links in (("figure2", [""]), ("figure4", ["equal", "fast_server"])):
-        rows = read(results / figure / reproduce.PREDICTED)
+    for figure, settings in (("figure2", STEPS), ("figure4", LINKS)):
+        rows = read(results / figure / evidence.PREDICTED)
         assert {row["kind"] for row in rows} == {BEYOND}
-        found = evidence.read_predicted(results / figure / reproduce.PREDICTED)
-        assert [(each.labels.links, each.labels.workers) for each in found] == [
-            (of, k) for of in links for k in (1, 2, 4, 8, 16, 32)
+        found = evidence.read_predicted(results / figure / evidence.PREDICTED)
+        assert [(each.labels.setting, each.labels.workers) for each in found] == [
+            (setting, k) for setting in settings for k in (1, 2, 4, 8, 16, 32)
         ]
 
 
 def test_every_command_is_run_once_and_listed(whole):
     folder, commands = whole
     names = [Path(name).relative_to(folder).as_posix() for name in commands.folders]
-    assert len(set(names)) == len(names) == 2 + 6 + (4 + 1) + 6 + (5 + 2)
+    assert len(set(names)) == len(names) == 2 + 6 + (8 + 2) + 6 + (5 + 2)
     assert commands.logs == [folder / name / "log.txt" for name in names]
     ran = dict(zip(names, commands.done, strict=True))
     listed: dict[str, str] = {}
@@ -279,8 +284,11 @@ def test_the_steps_that_were_found_are_those_of_the_runs(whole):
             assert "lr" not in given
             continue
         figure = next(part for part in Path(name).parts if part in FIGURES)
-        steps, method = FOUND[plan.SEARCH_OF[figure]], labels_of(words, given).method
-        assert Step(float(given["lr"]), float(given["lr_decay"])) == steps[method]
+        steps = FOUND[plan.SEARCH_OF[figure]]
+        method, _, setting, _ = labels_of(words, given)
+        times = 4 if setting == "quarter_step" else 1
+        assert float(given["lr"]) * times == steps[method].lr
+        assert float(given["lr_decay"]) == steps[method].decay
         assert ("pretrain_lr" in given) == (method == "sgd_svrg")
         if method == "sgd_svrg":
             first = Step(float(given["pretrain_lr"]), float(given["pretrain_lr_decay"]))
@@ -310,7 +318,7 @@ def test_what_failed_is_done_again_and_nothing_else(tmp_path, commands, capsys):
     rest = ["figure1/svrg-0", "figure1/sgd_svrg-0"]
     assert commands.folders[3:] == [f"{tmp_path}/{name}" for name in rest]
     results = tmp_path / reproduce.RESULTS / "figure1"
-    runs = evidence.read_runs(results / reproduce.RUNS)
+    runs = evidence.read_runs(results / evidence.RUNS)
     assert [each.labels.method for each in runs] == list(METHODS)
     # How long a command took that was cut off, nobody knows.
     took = {row["name"]: row["seconds"] for row in read(results / reproduce.COMMANDS)}
@@ -321,9 +329,34 @@ def test_what_failed_is_done_again_and_nothing_else(tmp_path, commands, capsys):
     assert len(commands.done) == 5
     assert {path.name: path.read_bytes() for path in results.glob("*.csv")} == before
     capsys.readouterr()
-    assert run(reproduce, *command, "--num_seeds=2") == 2
-    assert "with --num_seeds=1, which goes on with the same flags only" in capsys.readouterr().err
+    assert run(reproduce, *command, "--rate=5mbit") == 2
+    assert "with --rate=100mbit, which goes on with the same flags only" in capsys.readouterr().err
 
+
+def test_other_figures_and_more_seeds_are_added_later(tmp_path, commands):
+    command = (f"--out_dir={tmp_path}", "--threads=1", "--workers=1", "--speedup_seeds=1")
+    assert run(reproduce, *command, *ONE) == 0
+    assert run(reproduce, *command, "--figures=figure1,figure4", "--num_seeds=2") == 0
+    names = [Path(name).relative_to(tmp_path).as_posix() for name in commands.folders]
+    assert names[4:] == [
+        "figure3/tune",
+        *("figure1/sgd-1", "figure1/svrg-1", "figure1/sgd_svrg-1"),
+        *(f"figure4/{setting}/1-0" for setting in ("unlimited", *LINKS)),
+        *(f"figure4/predicted/{setting}" for setting in LINKS),
+    ]
+    results = tmp_path / reproduce.RESULTS
+    runs = evidence.read_runs(results / "figure1" / evidence.RUNS)
+    assert sorted(each.labels for each in runs) == sorted(expected_labels("figure1"))
+
+    # More workers are simulated too.
+    assert run(reproduce, *command, "--figures=figure4", "--workers=1,3") == 0
+    runs = evidence.read_runs(results / "figure4" / evidence.RUNS)
+    expected = {("unlimited", 1), *((setting, k) for setting in LINKS for k in (1, 3))}
+    assert {(each.labels.setting, each.labels.workers) for each in runs} == expected
+    found = evidence.read_predicted(results / "figure4" / evidence.PREDICTED)
+    assert [(each.labels.setting, each.labels.workers) for each in found] == [
+        (setting, k) for setting in LINKS for k in (1, 2, 3, 4, 8, 16, 32)
+    ]
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_what_is_done(tmp_path, commands, capfd, number, code):
@@ -347,7 +380,7 @@ def test_a_prediction_that_was_cut_off_at_its_end_is_made_again(tmp_path, comman
     """Unlike the other binaries, its own refuses a folder with results."""
 
     def interrupt(folder: Path) -> None:
-        if folder.name == "predicted":
+        if "predicted" in folder.parts:
             os.kill(os.getpid(), signal.SIGTERM)
 
     commands.after = interrupt
@@ -355,17 +388,21 @@ def test_a_prediction_that_was_cut_off_at_its_end_is_made_again(tmp_path, comman
     assert run(reproduce, *command) == 143
     commands.after = lambda folder: None
     assert run(reproduce, *command) == 0
-    predicted = tmp_path / reproduce.RESULTS / "figure2" / reproduce.PREDICTED
-    assert len(evidence.read_predicted(predicted)) == 6
+    predicted = tmp_path / reproduce.RESULTS / "figure2" / evidence.PREDICTED
+    assert len(evidence.read_predicted(predicted)) == 2 * 6
 
 
 def test_figure_2_takes_the_search_of_figure_1(tmp_path, commands):
     command = ("--figures=figure2", "--num_seeds=1", "--threads=1", f"--out_dir={tmp_path}")
     assert run(reproduce, *command) == 0
     names = [Path(name).relative_to(tmp_path).as_posix() for name in commands.folders]
-    assert names == ["figure1/tune", "figure2/1-0", "figure2/predicted"]
+    assert names == [
+        "figure1/tune",
+        *(f"figure2/{setting}/1-0" for setting in STEPS),
+        *(f"figure2/predicted/{setting}" for setting in STEPS),
+    ]
     assert [path.name for path in (tmp_path / reproduce.RESULTS).iterdir()] == ["figure2"]
-    assert not (tmp_path / reproduce.RESULTS / "figure2" / tune.BEST).exists()
+    assert not (tmp_path / reproduce.RESULTS / "figure2" / evidence.BEST).exists()
 
 
 def test_a_dry_run_prints_every_command_and_leaves_nothing(
@@ -378,10 +415,10 @@ def test_a_dry_run_prints_every_command_and_leaves_nothing(
     binaries = [re.fullmatch(shape, line)[1] for line in printed]
     assert {name: binaries.count(name) for name in binaries} == {
         "tune": 2,
-        "train_shared": 3 * 5 + 6 * 5,
+        "train_shared": 3 * 5 + 2 * 6 * 5,
         "train_distributed": 3 * 5,
         "cluster": (1 + 10 + 10) * 3,
-        "predict_speedup": 3,
+        "predict_speedup": 2 + 2,
     }
     assert len(set(printed)) == len(printed)
     assert commands.done == []

@@ -24,6 +24,7 @@ from asvrg.drivers import simulate
 from asvrg.types import EpochResult, Trace
 from experiments import methods, tune
 from experiments.methods import Step
+from experiments.paper import evidence
 from experiments.tune import Job, Setting
 from tests.binaries import run
 
@@ -90,7 +91,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def lines(folder: Path) -> list[Line]:
     return [
         Line(r["method"], Step(float(r["lr"]), float(r["lr_decay"])), int(r["seed"]), r)
-        for r in read(folder / tune.STEPS)
+        for r in read(folder / evidence.STEPS)
     ]
 
 
@@ -119,7 +120,7 @@ def test_every_step_is_there_once_with_every_seed(whole):
 
 
 def test_the_best_has_the_smallest_mean_loss(whole):
-    best = read(whole / tune.BEST)
+    best = read(whole / evidence.BEST)
     assert [(row["method"], row["among"]) for row in best] == [
         (method, among) for method in methods.METHODS for among in ("all", "grid")
     ]
@@ -167,7 +168,7 @@ def state_after(
 def best_step(folder: Path, method: str) -> Step:
     (row,) = [
         row
-        for row in read(folder / tune.BEST)
+        for row in read(folder / evidence.BEST)
         if (row["method"], row["among"]) == (method, "all")
     ]
     return Step(float(row["lr"]), float(row["lr_decay"]))
@@ -239,13 +240,13 @@ def test_a_stopped_search_goes_on(whole, tmp_path, capsys, monkeypatch):
         sentence = f"The same command with --out_dir={tmp_path} goes on after {count} units."
         assert sentence in capsys.readouterr().err
         assert len(begun) == count
-        assert not (tmp_path / tune.STEPS).exists()
+        assert not (tmp_path / evidence.STEPS).exists()
     assert run(tune, *command) == 0
     said = capsys.readouterr()
     assert "goes on after 7 units\n" in said.err
     assert f"results  {tmp_path}" in said.out
     assert len({repr(job) for job in begun}) == len(begun)
-    for name in (tune.STEPS, tune.BEST):
+    for name in (evidence.STEPS, evidence.BEST):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
     # The same command once more computes nothing, and other flags are refused by name.
@@ -296,4 +297,4 @@ def test_methods_that_are_left_out_are_not_searched_for(tmp_path, monkeypatch):
     command = (*STUDY, "--methods=svrg", "--pretrain_epochs=3", "--num_seeds=1")
     assert run(tune, *command, "--num_threads=1", f"--out_dir={tmp_path}") == 0
     assert tried == [("svrg", lr) for lr in (0.2, 0.5, 1.0, 0.3, 0.7)]
-    assert {row["method"] for row in read(tmp_path / tune.BEST)} == {"svrg"}
+    assert {row["method"] for row in read(tmp_path / evidence.BEST)} == {"svrg"}

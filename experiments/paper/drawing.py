@@ -23,6 +23,7 @@ LOOKS = {
 NAMES = {"sgd": "SGD", "svrg": "SVRG", "sgd_svrg": "SGD_SVRG"}
 # Inches and points: read at the width of a text column, and at that of half a page.
 WIDTH, HEIGHT, LETTERS = 5.0, 4.4, 8.0
+FIRST = 1  # epoch that is drawn: what x^0 has would squeeze all others
 AXES = {
     "epoch": "epochs s",
     "grad_evals": "component gradients / n",
@@ -57,14 +58,14 @@ def draw_methods(
             for method, look in LOOKS.items():
                 mine = [run for run in runs if run.labels.method == method]
                 # Seeds differ in seconds alone: the mean stands for all of them.
-                places = evidence.values(mine, axis).mean(axis=1)
+                places = evidence.values(mine, axis).mean(axis=1)[FIRST:]
                 places = places / num_train if axis == "grad_evals" else places
-                columns = evidence.values(mine, name) * (100 if "error" in name else 1)
+                columns = evidence.values(mine, name)[FIRST:] * (100 if "error" in name else 1)
                 end = figures.draw_band(panel, places.tolist(), columns, {**look, "linewidth": 1.2})
                 if end is not None:
                     ends.append((NAMES[method], look["color"], end))
             _fit(panel, runs, name)
-            figures.label_ends(panel, ends, LETTERS - 1)
+            figures.label_ends(panel, ends, LETTERS - 1, margin=1.45, short=1.0)
         _save(sheet, folder / f"{figure}_{axis}")
 
 
@@ -87,7 +88,10 @@ def draw_speedup(
       cores: of the machine, above which a measured K is not comparable; None if it always is.
       title: of the figure.
     """
-    sheet, (loss, error, by_epoch, speed) = _sheet(title)
+    on = f", on {cores} cores" if cores else ""
+    sheet, (loss, error, by_epoch, speed) = _sheet(
+        f"{title}\nsolid: measured{on}; dotted: simulated, a core for each worker"
+    )
     workers = sorted({run.labels.workers for run in (*runs, *predicted)})
     colours = dict(zip(workers, _shades(len(workers)), strict=True))
     real = [k for k in workers if any(run.labels.workers == k for run in runs)]
@@ -96,44 +100,55 @@ def draw_speedup(
         times = 100 if "error" in name else 1
         for k in shown:
             mine = [run for run in runs if run.labels.workers == k]
-            places = evidence.values(mine, "seconds").mean(axis=1)[1:]
-            columns = evidence.values(mine, name)[1:] * times
+            places = evidence.values(mine, "seconds").mean(axis=1)[FIRST:]
+            columns = evidence.values(mine, name)[FIRST:] * times
             figures.draw_band(panel, places.tolist(), columns, {"color": colours[k]})
-            _number(panel, places[-1], columns[-1].mean(), k, colours[k])
         for run in predicted:
             k = run.labels.workers
             if k not in shown:
-                places, column = run.columns["seconds"][1:], run.columns[name][1:] * times
+                places, column = run.columns["seconds"][FIRST:], run.columns[name][FIRST:] * times
                 panel.plot(places, column, color=colours[k], linestyle=":")
-                _number(panel, places[-1], column[-1], k, colours[k])
         panel.set(xscale="log", yscale="log", xlabel=AXES["seconds"], ylabel=PANELS[name])
         _plain(panel.yaxis)
     for k in real:
         mine = [run for run in runs if run.labels.workers == k]
-        places = mine[0].columns["epoch"]
-        columns = evidence.values(mine, "train_loss")
+        places = mine[0].columns["epoch"][FIRST:]
+        columns = evidence.values(mine, "train_loss")[FIRST:]
         figures.draw_band(by_epoch, places.tolist(), columns, {"color": colours[k]})
     by_epoch.set(yscale="log", xlabel=AXES["epoch"], ylabel=PANELS["train_loss"])
-    by_epoch.set_title(f"K = {', '.join(map(str, real))}, measured", fontsize=LETTERS - 1)
+    by_epoch.set_title("all K that were measured", fontsize=LETTERS - 1)
+    by_epoch.legend(
+        handles=[by_epoch.plot([], [], color=colours[k], label=f"K = {k}")[0] for k in workers],
+        frameon=False,
+        fontsize=LETTERS - 2,
+        ncols=2,
+        loc="upper right",
+    )
     _plain(by_epoch.yaxis)
     _draw_time_speedup(speed, lines, cores)
-    note = f"solid: measured, K at most the {cores} cores" if cores else "solid: measured"
-    loss.set_title(f"{note}; dotted: simulated", fontsize=LETTERS - 1)
-    error.set_title("at the ends: K", fontsize=LETTERS - 1)
     _save(sheet, path)
 
 
 def _draw_time_speedup(panel: Any, lines: Sequence[TimeSpeedup], cores: int | None) -> None:
-    reached = [line for line in lines if line.time_speedup is not None]
-    measured = [line for line in reached if line.kind == "measured"]
-    simulated = [line for line in reached if line.kind == "simulated"]
+    def points(kind: str) -> tuple[list[int], np.ndarray]:
+        """K [k], and mean, smallest and largest [3, k]; of those that reach the loss."""
+        found = [
+            (line.workers, line.time_speedup, line.smallest, line.largest)
+            for line in lines
+            if line.kind == kind and line.time_speedup is not None
+        ]
+        return [row[0] for row in found], np.array([row[1:] for row in found], float).T
+
+    measured, (mean, smallest, largest) = points("measured")
+    simulated, predicted = points("simulated")
     most = max(line.workers for line in lines)
     panel.plot([1, most], [1, most], color="0.5", linestyle="--", linewidth=1)
-    panel.text(most, most, "ideal ", color="0.4", ha="right", va="bottom", fontsize=LETTERS - 1)
+    half = most / 2
+    panel.text(half, half, "  ideal", color="0.4", ha="left", va="top", fontsize=LETTERS - 1)
     if simulated:
         panel.plot(
-            [line.workers for line in simulated],
-            [line.time_speedup for line in simulated],
+            simulated,
+            predicted[0],
             color=BLUE,
             linestyle=":",
             marker="o",
@@ -142,12 +157,9 @@ def _draw_time_speedup(panel: Any, lines: Sequence[TimeSpeedup], cores: int | No
             label="simulated, a core each",
         )
     panel.errorbar(
-        [line.workers for line in measured],
-        [line.time_speedup for line in measured],
-        yerr=[
-            [line.time_speedup - line.smallest for line in measured],
-            [line.largest - line.time_speedup for line in measured],
-        ],
+        measured,
+        mean,
+        yerr=[mean - smallest, largest - mean],
         color=ORANGE,
         linestyle="-",
         marker="s",
@@ -159,8 +171,9 @@ def _draw_time_speedup(panel: Any, lines: Sequence[TimeSpeedup], cores: int | No
         xscale="log",
         yscale="log",
         xlabel="workers K",
-        ylabel=f"time speedup (22) to loss {measured[0].target_loss:.3g}",
+        ylabel="time speedup (22)",
     )
+    panel.set_title(f"to a training loss of {lines[0].target_loss:.3g}", fontsize=LETTERS - 1)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(_powers_of_two(most))
         axis.set_minor_locator(_nothing())
@@ -199,7 +212,7 @@ def _save(sheet: Any, path: Path) -> None:
 
 def _fit(panel: Any, runs: Sequence[Run], name: str) -> None:
     """Plain numbers on an axis that spans few powers of ten."""
-    columns = np.concatenate([run.columns[name] for run in runs])
+    columns = np.concatenate([run.columns[name][FIRST:] for run in runs])
     if columns.max() < 1e3 * max(columns.min(), 1e-12):
         _plain(panel.yaxis)
 
@@ -215,20 +228,6 @@ def _shades(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["viridis"](place) for place in np.linspace(0.0, 0.88, count)]
-
-
-def _number(panel: Any, x: float, y: float, k: int, colour: Any) -> None:
-    """K at the end of a curve."""
-    panel.annotate(
-        str(k),
-        (x, y),
-        xytext=(0, -3),
-        textcoords="offset points",
-        color=colour,
-        fontsize=LETTERS - 1,
-        ha="center",
-        va="top",
-    )
 
 
 def _powers_of_two(most: int) -> Any:

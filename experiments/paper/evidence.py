@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,13 +39,13 @@ class TimeSpeedup(NamedTuple):
     workers: int
     seeds: int
     target_loss: float
-    seconds: float | None
-    time_speedup: float | None
-    smallest: float | None
-    largest: float | None
-    updates_per_s: float | None
-    mean_delay: float | None
-    max_delay: int | None
+    seconds: float | None = None
+    time_speedup: float | None = None
+    smallest: float | None = None
+    largest: float | None = None
+    updates_per_s: float | None = None
+    mean_delay: float | None = None
+    max_delay: int | None = None
 
 
 class Claim(NamedTuple):
@@ -144,15 +144,16 @@ def time_speedups(kind: str, runs: Sequence[Run], target: float) -> list[TimeSpe
         mine = [run for run in runs if run.labels.workers == k]
         pairs = [(reached[run.labels._replace(workers=1)], reached[run.labels]) for run in mine]
         times = [(one, many) for one, many in pairs if one is not None and many is not None]
-        numbers: tuple[float | None, ...] = (None,) * 4
+        line = TimeSpeedup(kind, mine[0].labels.setting, k, len(mine), target)
         if len(times) == len(pairs):
             ratios = [one / many for one, many in times]
-            seconds = float(np.mean([many for _, many in times]))
-            numbers = (seconds, float(np.mean(ratios)), min(ratios), max(ratios))
-        labels = mine[0].labels
-        lines.append(
-            TimeSpeedup(kind, labels.setting, k, len(mine), target, *numbers, *_of_updates(mine))
-        )
+            line = line._replace(
+                seconds=float(np.mean([many for _, many in times])),
+                time_speedup=float(np.mean(ratios)),
+                smallest=min(ratios),
+                largest=max(ratios),
+            )
+        lines.append(_with_updates(line, mine))
     return lines
 
 
@@ -269,16 +270,14 @@ def _seconds(run: Run, target: float) -> float | None:
     return seconds_to(list(points), target)
 
 
-def _of_updates(runs: Sequence[Run]) -> tuple[float | None, float | None, int | None]:
-    """Updates in a second, mean and largest delay; None of simulated runs."""
+def _with_updates(line: TimeSpeedup, runs: Sequence[Run]) -> TimeSpeedup:
+    """The line with what real runs say of their updates; simulated ones leave it as it is."""
     if "updates" not in runs[0].columns:
-        return None, None, None
-
-    def mean(of: Callable[[Run], float]) -> float:
-        return float(np.mean([of(run) for run in runs]))
-
-    return (
-        mean(lambda run: run.columns["updates"][-1] / run.columns["seconds"][-1]),
-        mean(lambda run: run.columns["mean_delay"][1:].mean()),
-        int(max(run.columns["max_delay"].max() for run in runs)),
+        return line
+    speeds = [run.columns["updates"][-1] / run.columns["seconds"][-1] for run in runs]
+    tau = [run.columns["mean_delay"][1:].mean() for run in runs]
+    return line._replace(
+        updates_per_s=float(np.mean(speeds)),
+        mean_delay=float(np.mean(tau)),
+        max_delay=int(max(run.columns["max_delay"].max() for run in runs)),
     )
