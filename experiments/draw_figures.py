@@ -81,7 +81,7 @@ def _draw_methods(folder: Path, figure: str) -> None:
     runs = evidence.read_runs(folder / RUNS)
     title, num_train = DATA[figure]
     drawing.draw_methods(folder, figure, runs, num_train, title)
-    tables.write_csv(folder / CLAIMS, evidence.claims(figure, runs))
+    tables.write_csv(folder / CLAIMS, evidence.claims(figure, runs, num_train))
 
 
 def _draw_speedup(folder: Path, figure: str) -> None:

@@ -157,17 +157,17 @@ def time_speedups(kind: str, runs: Sequence[Run], target: float) -> list[TimeSpe
     return lines
 
 
-def claims(figure: str, runs: Sequence[Run]) -> list[Claim]:
+def claims(figure: str, runs: Sequence[Run], num_train: int) -> list[Claim]:
     """The numbers that the claims about Figures 1 and 3 are held against.
 
     Args:
       figure: which one.
       runs: of three methods with the same seeds.
+      num_train: n.
 
     Returns:
-      For each method the state in the end; the epochs, and the component gradients over n, from
-      which on the training loss stays below SGD's; and the slope of the average of ||grad f||^2
-      over the epochs so far, in log-log, over the last half.
+      For each method the state in the end, and the slope of the average of ||grad f||^2 over the
+      epochs so far; and how it compares with SGD at equal epochs, gradients and time.
     """
     by_method: dict[str, list[Run]] = {}
     for run in runs:
@@ -192,6 +192,17 @@ def claims(figure: str, runs: Sequence[Run]) -> list[Claim]:
                 method,
                 (overtakes(a, b, name) for a, b in pairs),
             )
+        for name in ("train_loss", "test_error"):
+            add(
+                f"epochs with {name} below sgd's",
+                method,
+                (float(np.sum(a.columns[name][1:] < b.columns[name][1:])) for a, b in pairs),
+            )
+        add(
+            "component gradients / n from which train_loss stays below sgd's",
+            method,
+            (overtakes(*at_equal_gradients(a, b, num_train), "train_loss") for a, b in pairs),
+        )
         add(
             "train_loss over sgd's at equal component gradients",
             method,
@@ -226,6 +237,22 @@ def overtakes(run: Run, other: Run, name: str) -> float:
     first = above[-1] + 1 if len(above) else 0
     epochs = run.columns["epoch"]
     return float(epochs[first]) if first < len(epochs) else float("inf")
+
+
+def at_equal_gradients(run: Run, other: Run, num_train: int) -> tuple[Run, Run]:
+    """Both runs after n, 2 n, ... component gradients, as far as both go; `epoch` counts the n.
+
+    Between the ends of two epochs straight lines in log f.
+    """
+    last = min(each.columns["grad_evals"][-1] for each in (run, other))
+    counts = np.arange(1, int(last // num_train) + 1)
+
+    def there(each: Run) -> Run:
+        spent, logs = each.columns["grad_evals"], np.log(each.columns["train_loss"])
+        losses = np.exp(np.interp(num_train * counts, spent, logs))
+        return each._replace(columns={"epoch": counts, "train_loss": losses})
+
+    return there(run), there(other)
 
 
 def ratio_at_equal(run: Run, other: Run, axis: str) -> float:

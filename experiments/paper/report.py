@@ -23,6 +23,13 @@ LATER = (
     ("training loss", "epoch from which train_loss stays below sgd's", "{:.0f}"),
     ("training error", "epoch from which train_error stays below sgd's", "{:.0f}"),
     ("test error", "epoch from which test_error stays below sgd's", "{:.0f}"),
+    ("epochs with lower loss", "epochs with train_loss below sgd's", "{:.0f}"),
+    ("epochs with lower test error", "epochs with test_error below sgd's", "{:.0f}"),
+    (
+        "lower loss from so many n gradients on",
+        "component gradients / n from which train_loss stays below sgd's",
+        "{:.0f}",
+    ),
     (
         "loss / SGD's, equal gradients",
         "train_loss over sgd's at equal component gradients",
