@@ -16,6 +16,7 @@ from absl import flags
 import asvrg
 from asvrg.drivers import mpi
 from experiments import train_distributed, train_shared
+from experiments.paper import report
 from tests.mpi_jobs import mpiexec
 
 ROOT = Path(__file__).parent.parent
@@ -109,3 +110,12 @@ def test_the_distributed_program_runs_as_it_stands() -> None:
     assert done.returncode == 0, done.stderr
     assert "epoch 10: loss" in done.stdout
     assert done.stdout.rstrip().endswith("x = [0.0, 1.0, 2.0, 3.0, 4.0]")
+
+
+def test_the_tables_of_the_paper_s_figures_are_those_of_the_csv() -> None:
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    lines = report.report(ROOT / "experiments" / "results")
+    assert "\n".join(lines).strip() in readme
+    assert {line[2:10] for line in lines if line.startswith("| Figure")} >= {
+        f"Figure {number}" for number in (1, 2, 3)
+    }

@@ -114,6 +114,25 @@ def test_the_ratio_where_both_have_spent_as_much():
     assert ratio(more, more, "grad_evals") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("num_train", "spent", "logs", "others", "first"),
+    [
+        (10, [1, 2, 3], [0, -2, -4], [-0.5, -1, -1.5], 2),
+        (15, [1, 2], [-1, -4], [-0.75, -1.5], 1),
+        (40, [], [], [], math.inf),  # one of them does not go so far
+    ],
+)
+def test_two_runs_after_as_many_component_gradients(num_train, spent, logs, others, first):
+    """Straight lines in log f between epochs of 10 and of 20."""
+    cheap = run(train_loss=[1, 1, 1e-2, 1e-4], grad_evals=[0, 10, 20, 30])
+    dear = run(train_loss=[1, 1e-1, 1e-2], grad_evals=[0, 20, 40])
+    found = evidence.at_equal_gradients(cheap, dear, num_train)
+    for each, expected in zip(found, (logs, others), strict=True):
+        np.testing.assert_array_equal(each.columns["epoch"], spent)
+        np.testing.assert_allclose(np.log10(each.columns["train_loss"]), expected, atol=1e-12)
+    assert evidence.overtakes(*found, "train_loss") == first
+
+
 @pytest.mark.parametrize("power", [-1.0, -0.5, 0.0, 0.3])
 def test_the_slope_is_that_of_the_mean_so_far(power):
     """Of norms whose mean over s epochs is s^power, but for the first half; x^0 does not count."""
@@ -152,7 +171,7 @@ def method_runs() -> list[Run]:
 
 
 def test_claims_have_the_mean_and_the_range_of_the_seeds():
-    lines = evidence.claims("figure1", method_runs())
+    lines = evidence.claims("figure1", method_runs(), 5)
     found = {(line.what, line.of): (line.mean, line.smallest, line.largest) for line in lines}
     assert len(found) == len(lines)
     assert {(line.figure, line.seeds) for line in lines} == {("figure1", 2)}
@@ -170,6 +189,10 @@ def test_claims_have_the_mean_and_the_range_of_the_seeds():
     assert found["epoch from which test_error stays below sgd's", "svrg"] == (math.inf,) * 3
     below = "epoch from which train_loss stays below svrg's"
     assert found[below, "sgd_svrg"] == (math.inf, 2, math.inf)
+    assert found["epochs with train_loss below sgd's", "svrg"] == (1, 1, 1)
+    assert found["epochs with test_error below sgd's", "svrg"] == (0, 0, 0)
+    below = "component gradients / n from which train_loss stays below sgd's"
+    assert found[below, "svrg"] == (math.inf,) * 3
     # SGD ends at 20 component gradients; SVRG is at 20 of the 30 of its first epoch there.
     at_20 = 2.0 * (1.5 / 2.0) ** (2 / 3)
     ratios = [at_20 / 0.4, at_20 / 0.8]
@@ -182,7 +205,7 @@ def test_claims_have_the_mean_and_the_range_of_the_seeds():
 
 def test_claims_about_two_methods_say_nothing_of_a_third():
     two = [each for each in method_runs() if each.labels.method != "sgd_svrg"]
-    lines = evidence.claims("figure3", two)
+    lines = evidence.claims("figure3", two, 5)
     assert {line.of for line in lines} == {"sgd", "svrg"}
 
 

@@ -62,6 +62,12 @@ def runs(figure: str) -> list[Command]:
     return plan.runs(figure, SIZES, STEPS, launcher.OPEN_MPI)
 
 
+def every_command() -> list[Command]:
+    """All that has a flagfile."""
+    searches = [plan.search(figure) for figure in sorted(set(plan.SEARCH_OF.values()))]
+    return [*searches, *(command for figure in plan.FIGURES for command in runs(figure))]
+
+
 def parsed(words: Sequence[str], index: int = -1) -> tuple[str, flags.FlagValues]:
     """A binary of a command, the last one, and its flags as it would parse them."""
     at = [i for i, word in enumerate(words) if word.startswith("experiments.")][index]
@@ -210,9 +216,7 @@ def test_rates_in_megabits(rate: str, expected: float) -> None:
 
 
 def test_every_flagfile_belongs_to_a_command() -> None:
-    commands = [plan.search(figure) for figure in sorted(set(plan.SEARCH_OF.values()))]
-    commands += [command for figure in plan.FIGURES for command in runs(figure)]
-    assert {flagfile_of(command.words) for command in commands} == set(FLAGFILES)
+    assert {flagfile_of(command.words) for command in every_command()} == set(FLAGFILES)
 
 
 SHARED = {
@@ -272,14 +276,15 @@ def test_the_header_of_a_flagfile_has_a_command_with_it(path: Path) -> None:
     text = "\n".join(line.removeprefix("#").strip() for line in header)
     found = re.findall(r"^((?:mpiexec|python) (?:[^\\\n]|\\\n)*)", text, re.MULTILINE)
     (command,) = found
+    assert "\nExpected time: " in text
+    assert "\nExpected result: " in text
     words = shlex.split(command.replace("\\\n", " ").replace("=K", "=3"))
     assert flagfile_of(words) == path
     name, values = parsed(words)
     (same,) = {
         tuple(word for word in made.words if word.startswith("experiments."))
-        for figure in plan.FIGURES
-        for made in [plan.search(figure), *runs(figure)]
-        if str(path) in " ".join(made.words)
+        for made in every_command()
+        if flagfile_of(made.words) == path
     }
     assert tuple(word for word in words if word.startswith("experiments.")) == same
     if "--" in words:
@@ -313,6 +318,15 @@ def test_flagfiles_have_the_steps_that_the_search_found(path: Path) -> None:
     *before, main = phases_of(binary, values)
     assert main.step == best[kind or "svrg"]
     assert [phase.step for phase in before] == [best["sgd"]] * (kind == "sgd_svrg")
+
+
+@pytest.mark.parametrize("figure", sorted(set(plan.SEARCH_OF.values())))
+def test_the_header_of_a_search_tells_what_it_found(figure: str) -> None:
+    text = flagfile_of(plan.search(figure).words).read_text()
+    (said,) = re.findall(r"^# Expected result: best steps (.*)", text, re.MULTILINE)
+    for method, step in best_steps(figure).items():
+        decay = f" / (1 + s)^{step.decay:g}" if step.decay else ""
+        assert re.search(rf"(^|, ){re.escape(f'{step.lr:g}{decay}')} \([^)]*\b{method}\b", said)
 
 
 @pytest.mark.parametrize("figure", plan.FIGURES)

@@ -146,7 +146,9 @@ def test_the_curve_of_one_worker_is_that_of_the_serial_run() -> None:
     alone = [point for _, point in short_runs.train(serial, problem_, phase)]
     losses = [point.train_loss for point in alone]
     assert [point.train_loss for point in found.points] == losses
-    np.testing.assert_equal([point.test_error for point in found.points], [each.test_error for each in alone])
+    np.testing.assert_equal(
+        [point.test_error for point in found.points], [point.test_error for point in alone]
+    )
     assert losses[3] < losses[0]
 
 

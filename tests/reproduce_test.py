@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import asvrg.checkpoints
 from asvrg.errors import InputError
 from experiments import datasets, folders, launch, recording, reproduce, tables, tune
 from experiments.cluster import launcher
@@ -191,7 +192,8 @@ def commands() -> Iterator[Commands]:
 def whole(tmp_path_factory) -> tuple[Path, Commands]:
     """All figures at a small size, without a stop."""
     folder = tmp_path_factory.mktemp("reproduce")
-    with pretending() as made:
+    with pretending() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asvrg.checkpoints, "save", lambda *args: None)  # which take their time
         assert run(reproduce, *SMALL, "--data_dir=some/data", f"--out_dir={folder}") == 0
     return folder, made
 
@@ -233,7 +235,9 @@ def test_each_figure_has_the_tables_that_belong_to_it(whole):
         assert {path.name for path in results.iterdir()} == common | own
         for name in (evidence.STEPS, evidence.BEST):
             if name in own:
-                assert (results / name).read_bytes() == (folder / figure / "tune" / name).read_bytes()
+                assert (results / name).read_bytes() == (
+                    folder / figure / "tune" / name
+                ).read_bytes()
         config = json.loads((results / recording.CONFIG).read_text())
         assert config["flags"]["server_rate"] == "1gbit"
         assert config["machine"]["cores"] == len(os.sched_getaffinity(0))
@@ -358,6 +362,7 @@ def test_other_figures_and_more_seeds_are_added_later(tmp_path, commands):
         (setting, k) for setting in LINKS for k in (1, 2, 3, 4, 8, 16, 32)
     ]
 
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_what_is_done(tmp_path, commands, capfd, number, code):
     def interrupt(folder: Path) -> None:
@@ -392,6 +397,22 @@ def test_a_prediction_that_was_cut_off_at_its_end_is_made_again(tmp_path, comman
     assert len(evidence.read_predicted(predicted)) == 2 * 6
 
 
+def test_the_bar_does_not_go_beyond_its_end(tmp_path, commands, monkeypatch):
+    """Of which tqdm would warn, whatever the seconds are that add up to it."""
+    monkeypatch.setattr(asvrg.checkpoints, "save", lambda *args: None)
+    original = plan.runs
+    for draw in range(8):
+
+        def runs(*args: Any, draw: int = draw) -> list[plan.Command]:
+            return [
+                each._replace(seconds=zlib.crc32(f"{draw}{each.name}".encode()) / 1e9)
+                for each in original(*args)
+            ]
+
+        monkeypatch.setattr(plan, "runs", runs)
+        assert run(reproduce, *ONE, f"--out_dir={tmp_path / str(draw)}") == 0
+
+
 def test_figure_2_takes_the_search_of_figure_1(tmp_path, commands):
     command = ("--figures=figure2", "--num_seeds=1", "--threads=1", f"--out_dir={tmp_path}")
     assert run(reproduce, *command) == 0
@@ -405,9 +426,7 @@ def test_figure_2_takes_the_search_of_figure_1(tmp_path, commands):
     assert not (tmp_path / reproduce.RESULTS / "figure2" / evidence.BEST).exists()
 
 
-def test_a_dry_run_prints_every_command_and_leaves_nothing(
-    tmp_path, commands, capsys, monkeypatch
-):
+def test_a_dry_run_prints_every_command_and_leaves_nothing(tmp_path, commands, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(reproduce, "--dry_run", f"--out_dir={tmp_path / 'new'}") == 0
     printed = capsys.readouterr().out.splitlines()
@@ -435,7 +454,12 @@ def test_features_that_are_missing_are_made_first(tmp_path, commands, monkeypatc
     monkeypatch.setattr(datasets, "locate", locate)
     assert run(reproduce, *ONE, f"--out_dir={tmp_path / 'one'}") == 0
     assert looked == []
-    three = ("--figures=figure3", "--num_seeds=1", "--data_dir=x", f"--out_dir={tmp_path / 'three'}")
+    three = (
+        "--figures=figure3",
+        "--num_seeds=1",
+        "--data_dir=x",
+        f"--out_dir={tmp_path / 'three'}",
+    )
     assert run(reproduce, *three) == 0
     assert looked == ["cifar10_features"]
     words = commands.done[4]

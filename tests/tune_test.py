@@ -1,4 +1,4 @@
-"""The search for steps from flags to csv files, on forty digits."""
+"""The search for steps from flags to csv files, on a hundred digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,32 +19,31 @@ import numpy as np
 import pytest
 from absl import flags
 
+import asvrg.checkpoints
 from asvrg import delays, estimators, mlp, objectives, sampling, schedules, training
 from asvrg.drivers import simulate
+from asvrg.drivers.simulate import Run, SweepResult
 from asvrg.types import EpochResult, Trace
 from experiments import methods, tune
 from experiments.methods import Step
 from experiments.paper import evidence
 from experiments.tune import Job, Setting
-from tests.binaries import run
+from tests.binaries import SMALL, run
 
 pytestmark = pytest.mark.timeout(120)
 
-M, S, PRETRAIN, DELAY, B, BLOCK = 20, 3, 1, 5, 4, 50
+M, S, PRETRAIN, DELAY, B = 20, 3, 1, 5, 10
 SEEDS = (100, 101)
-LR, DECAYS = (0.2, 0.5), (0.0, 0.5)
+LR, DECAYS = (0.5, 2.0), (0.0, 0.5)
+# The problem of other tests, for which much is compiled already.
 STUDY = (
     "--dataset=digits",
-    "--num_train=40",
-    "--num_test=20",
-    "--hidden=4",
-    "--dtype=float64",
-    f"--batch_size={B}",
-    f"--block_size={BLOCK}",
+    *SMALL[:3],
+    "--block_size=64",
     f"--inner_steps={M}",
     f"--num_epochs={S}",
     f"--pretrain_epochs={PRETRAIN}",
-    "--lr=0.5,0.2",
+    "--lr=2,0.5",
     "--lr_decay=0,0.5",
     f"--delay={DELAY}",
     "--seed=100",
@@ -52,12 +51,15 @@ STUDY = (
 )
 
 
+MAKE_SETTING = tune.make_setting
+
+
 @functools.cache
 def setting() -> Setting:
     values = flags.FlagValues()
     tune.define_flags(values)
     values(["binary", *STUDY])
-    return tune.make_setting(values)
+    return MAKE_SETTING(values)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,7 +68,7 @@ def _compile_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "make_setting", lambda values: setting())
         patch.setattr(methods, "make_estimator", functools.cache(methods.make_estimator))
-        patch.setattr(tune, "AT_ONCE", 2)
+        patch.setattr(tune, "AT_ONCE", 1)
         yield
 
 
@@ -95,12 +97,18 @@ def lines(folder: Path) -> list[Line]:
     ]
 
 
+def undisturbed(folder: Path, *study: str) -> Path:
+    """Searches without a stop, for which there are no checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asvrg.checkpoints, "save", lambda *args: None)
+        assert run(tune, *study, "--num_threads=1", f"--out_dir={folder}") == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The folder of a search that nothing stopped, on two threads."""
-    folder = tmp_path_factory.mktemp("tune") / "whole"
-    assert run(tune, *STUDY, "--num_threads=2", f"--out_dir={folder}") == 0
-    return folder
+    """The folder of a search."""
+    return undisturbed(tmp_path_factory.mktemp("tune"), *STUDY)
 
 
 def test_every_step_is_there_once_with_every_seed(whole):
@@ -115,8 +123,8 @@ def test_every_step_is_there_once_with_every_seed(whole):
         assert [(each.step, each.seed) for each in mine] == every
     resolved = json.loads((whole / "config.json").read_text())["resolved"]
     assert resolved["seeds"] == list(SEEDS)
-    assert (resolved["num_train"], resolved["batch_size"]) == (40, B)
-    assert resolved["dim"] == setting().problem.objective.dim == 65 * 4 + 5 * 10
+    assert (resolved["num_train"], resolved["batch_size"], resolved["block_size"]) == (100, B, 64)
+    assert resolved["dim"] == setting().problem.objective.dim == 65 * 10 + 11 * 10
 
 
 def test_the_best_has_the_smallest_mean_loss(whole):
@@ -155,7 +163,7 @@ def state_after(
     driver = simulate.driver(
         estimator,
         problem.train,
-        sampling.sampler(40, dim, batch_size=B, block_size=BLOCK, seed=seed),
+        sampling.sampler(100, dim, batch_size=B, block_size=64, seed=seed),
         inner_steps=M,
         trace=trace,
         max_delay=DELAY,
@@ -179,7 +187,7 @@ def test_a_line_is_what_a_run_of_its_own_ends_with(whole):
     seed, problem = SEEDS[1], setting().problem
     of_sgd = best_step(whole, "sgd")
     sgd, svrg = estimators.sgd(problem.objective), estimators.svrg(problem.objective)
-    begin = training.start(mlp.init(jax.random.key(seed), (64, 4, 10), dtype="float64"))
+    begin = training.start(mlp.init(jax.random.key(seed), (64, 10, 10)))
     middle = state_after(PRETRAIN, sgd, of_sgd, seed, begin)
     ends = {
         # Of sgd the same epochs go on.
@@ -195,19 +203,41 @@ def test_a_line_is_what_a_run_of_its_own_ends_with(whole):
         expected = (train.loss, train.error, test.loss, test.error, train.grad_norm_sq)
         names = ("train_loss", "train_error", "test_loss", "test_error", "grad_norm_sq")
         found = [float(row[name]) for name in names]
-        np.testing.assert_allclose(found, expected, rtol=1e-8, err_msg=method)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=method)
 
 
 @pytest.mark.parametrize("pretraining", [None, Step(0.2, 0.5)])
-def test_a_job_counts_its_updates_and_outlives_a_step_that_diverges(pretraining):
+def test_the_updates_of_a_job_are_counted_in_advance(pretraining, monkeypatch):
+    """Several steps share the epochs of SGD that they begin with."""
+
+    def sweep(
+        estimator: Any,
+        data: Any,
+        runs: Sequence[Run],
+        *,
+        first_epoch: int,
+        num_epochs: int,
+        **_: Any,
+    ) -> Iterator[SweepResult]:
+        x = np.stack([each.x0 for each in runs])
+        for epoch in range(first_epoch, num_epochs):
+            yield SweepResult(epoch + 1, x, ())
+
+    monkeypatch.setattr(simulate, "sweep", sweep)
     ticks: list[int] = []
-    job = Job("svrg" if pretraining is None else "sgd_svrg", [], 100, pretraining)
-    job = job._replace(steps=[Step(0.2, 0.0), Step(1e200, 0.0)])
-    good, bad = tune.carry_out(setting(), job, ticks.append)
+    steps = [Step(0.2, 0.0), Step(0.5, 0.0), Step(1.0, 0.0)]
+    job = Job("svrg" if pretraining is None else "sgd_svrg", steps, 100, pretraining)
+    rows = tune.carry_out(setting(), job, ticks.append)
+    assert [Step(row.lr, row.lr_decay) for row in rows] == steps
     assert sum(ticks) == tune.num_updates(setting(), job)
-    assert (good.lr, good.seed, good.epoch) == (0.2, 100, S)
-    assert math.isfinite(good.train_loss)
-    assert not math.isfinite(bad.train_loss)
+    assert len(ticks) == S
+
+
+def test_a_step_that_diverges_has_a_line_of_its_own():
+    job = Job("svrg", [Step(1e30, 0.0)], 100, None)
+    (row,) = tune.carry_out(setting(), job, lambda count: None)
+    assert (row.lr, row.seed, row.epoch) == (1e30, 100, S)
+    assert not math.isfinite(row.train_loss)
 
 
 def stopping(
@@ -228,26 +258,27 @@ def stopping(
     return carry_out
 
 
-def test_a_stopped_search_goes_on(whole, tmp_path, capsys, monkeypatch):
-    """After SIGTERM in the first grid, and after SIGINT in a later one."""
-    begun: list[Job] = []
-    monkeypatch.setattr(
-        tune, "carry_out", stopping({2: signal.SIGTERM, 7: signal.SIGINT}, begun)
-    )
-    command = (*STUDY, "--num_threads=1", f"--out_dir={tmp_path}")
-    for code, count in ((143, 2), (130, 7)):
-        assert run(tune, *command) == code
-        sentence = f"The same command with --out_dir={tmp_path} goes on after {count} units."
+def test_a_stopped_search_goes_on(tmp_path, capsys, monkeypatch):
+    """After SIGTERM in the search for sgd, and after SIGINT in that for sgd_svrg."""
+    study = (*STUDY, "--num_seeds=1", "--lr_decay=0.5")
+    whole = undisturbed(tmp_path / "whole", *study)
+    folder, begun = tmp_path / "folder", list[Job]()
+    monkeypatch.setattr(tune, "carry_out", stopping({2: signal.SIGTERM, 12: signal.SIGINT}, begun))
+    command = (*study, f"--out_dir={folder}")
+    for code, count in ((143, 2), (130, 12)):
+        assert run(tune, *command, "--num_threads=1") == code
+        sentence = f"The same command with --out_dir={folder} goes on after {count} units."
         assert sentence in capsys.readouterr().err
         assert len(begun) == count
-        assert not (tmp_path / evidence.STEPS).exists()
-    assert run(tune, *command) == 0
+        assert begun[-1].method == ("sgd" if code == 143 else "sgd_svrg")
+        assert not (folder / evidence.STEPS).exists()
+    assert run(tune, *command, "--num_threads=2") == 0
     said = capsys.readouterr()
-    assert "goes on after 7 units\n" in said.err
-    assert f"results  {tmp_path}" in said.out
+    assert "goes on after 12 units\n" in said.err
+    assert f"results  {folder}" in said.out
     assert len({repr(job) for job in begun}) == len(begun)
     for name in (evidence.STEPS, evidence.BEST):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
     # The same command once more computes nothing, and other flags are refused by name.
     count = len(begun)
@@ -296,5 +327,5 @@ def test_methods_that_are_left_out_are_not_searched_for(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "carry_out", carry_out)
     command = (*STUDY, "--methods=svrg", "--pretrain_epochs=3", "--num_seeds=1")
     assert run(tune, *command, "--num_threads=1", f"--out_dir={tmp_path}") == 0
-    assert tried == [("svrg", lr) for lr in (0.2, 0.5, 1.0, 0.3, 0.7)]
+    assert tried == [("svrg", lr) for lr in (0.5, 2.0, 1.0)]
     assert {row["method"] for row in read(tmp_path / evidence.BEST)} == {"svrg"}

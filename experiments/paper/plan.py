@@ -64,7 +64,7 @@ def search(figure: str) -> Command:
     return Command(
         f"{figure}/tune",
         _python("tune", f"--flagfile={FLAGFILES / figure}_tune.flags"),
-        800.0,
+        {"figure1": 600.0, "figure3": 450.0}[figure],
     )
 
 
@@ -82,13 +82,13 @@ def runs(figure: str, sizes: Sizes, steps: Mapping[str, Step], mpi: str | None) 
     """
     if figure == "figure1":
         return [
-            _shared(figure, Labels(method, 2, "", seed), steps, 11.0)
+            _shared(figure, Labels(method, 2, "", seed), steps, 10.0)
             for seed in range(sizes.num_seeds)
             for method in METHODS
         ]
     if figure == "figure2":
         return [
-            _shared(figure, Labels("svrg", k, setting, seed), steps, 8.0)
+            _shared(figure, Labels("svrg", k, setting, seed), steps, 9.0)
             for seed in range(sizes.num_seeds)
             for setting in (TUNED, QUARTER)
             for k in sizes.threads
@@ -96,7 +96,7 @@ def runs(figure: str, sizes: Sizes, steps: Mapping[str, Step], mpi: str | None) 
     if figure == "figure3":
         assert mpi is not None
         return [
-            _distributed(figure, Labels(method, NUM_WORKERS, "", seed), steps, 35.0, _mpiexec(mpi))
+            _distributed(figure, Labels(method, NUM_WORKERS, "", seed), steps, 16.0, _mpiexec(mpi))
             for seed in range(sizes.num_seeds)
             for method in METHODS
         ]
@@ -133,7 +133,7 @@ def predictions(figure: str, sizes: Sizes, done: Sequence[Command], folder: Path
             *more,
         )
         labels = serial._replace(setting=setting)
-        return Command(f"{figure}/predicted/{setting}", words, 60.0, labels)
+        return Command(f"{figure}/predicted/{setting}", words, 35.0, labels)
 
     if figure == "figure2":
         return [predict(setting, setting, PREDICTED) for setting in (TUNED, QUARTER)]
