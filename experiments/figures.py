@@ -130,6 +130,7 @@ def label_ends(
     heights: list[float] = []
     for name, colour, end in sorted(ends, key=lambda end: end[2][1]):
         across, up = to_panel.transform(end)
+        up = max(up, 0.0)  # a 0 lies infinitely far below a logarithmic axis
         if end[0] < right / 2:
             _write(axes, size, across - 0.03, up + short * GAP, name, colour)
             continue

@@ -175,7 +175,7 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
         values.num_epochs,
         alpha,
     )
-    _check_steps(main, values.dtype, "--lr")
+    check_steps(main, values.dtype, "--lr")
     if method != "sgd_svrg":
         return [main]
     check_count("--pretrain_epochs", values.pretrain_epochs)
@@ -185,11 +185,11 @@ def phases(values: flags.FlagValues, tuned: dict[str, Step]) -> list[Phase]:
             f"{values.num_epochs} and {values.pretrain_epochs}."
         )
     pretraining = Phase("sgd", _step(values, "pretrain_lr", tuned["sgd"]), values.pretrain_epochs)
-    _check_steps(pretraining, values.dtype, "--pretrain_lr")
+    check_steps(pretraining, values.dtype, "--pretrain_lr")
     return [pretraining, main]
 
 
-def _check_steps(phase: Phase, dtype: str, flag: str) -> None:
+def check_steps(phase: Phase, dtype: str, flag: str) -> None:
     """Raises InputError where the first or the last step is 0 or infinite in the dtype of x."""
     for epoch in (0, phase.num_epochs - 1):
         eta = phase.schedule(epoch)

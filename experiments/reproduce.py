@@ -15,7 +15,9 @@ cifar10_features, `extract_features` makes it first.
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -31,6 +33,7 @@ from experiments import (
     draw_figures,
     files,
     folders,
+    iterations,
     launch,
     provenance,
     recording,
@@ -39,7 +42,7 @@ from experiments import (
     units,
 )
 from experiments.cluster import launcher
-from experiments.cluster.namespaces import ClusterError
+from experiments.cluster.namespaces import MOST_WORKERS, RATE, ClusterError
 from experiments.methods import METHODS, Step
 from experiments.paper import plan, processes
 from experiments.paper.evidence import BEST, PREDICTED, RUNS, STEPS
@@ -49,6 +52,7 @@ from experiments.speedup.predictions import BEYOND
 
 NAME = "reproduce"
 RESULTS = "results"
+COMMITTED = Path(__file__).parent / "results"
 COMMANDS = "commands.csv"
 # What only says which commands there are: more seeds, or another figure, can be added later.
 FREE_FLAGS = units.FREE_FLAGS | {
@@ -114,10 +118,11 @@ def main(values: flags.FlagValues) -> int:
             ) from error
     searches = sorted({plan.SEARCH_OF[figure] for figure in wanted})
     if values.dry_run:
-        unknown = {method: Step(0.0, 0.0) for method in METHODS}
         _list([plan.search(figure) for figure in searches])
         for figure in wanted:
-            done = plan.runs(figure, sizes, unknown, mpi)
+            # With the steps of the committed search, which this one should find too.
+            best = tables.read(COMMITTED / plan.SEARCH_OF[figure] / BEST)
+            done = plan.runs(figure, sizes, _steps(best), mpi)
             _list([*done, *plan.predictions(figure, sizes, done, Path("."))])
         return 0
     out_dir = folders.folder_to_resume(values, NAME, checkpoints.UNITS)
@@ -137,7 +142,7 @@ def main(values: flags.FlagValues) -> int:
             found = {figure: runner.do(plan.search(figure)) for figure in searches}
             for figure in wanted:
                 search = found[plan.SEARCH_OF[figure]]
-                todo = plan.runs(figure, sizes, _steps(search), mpi)
+                todo = plan.runs(figure, sizes, _steps(search["tables"][BEST]), mpi)
                 runs = [(command, runner.do(command)) for command in todo]
                 simulated = [
                     (command, runner.do(command))
@@ -171,7 +176,7 @@ class _Runner:
     def expect(self, commands: list[Command]) -> None:
         """Adds the time of what is not done yet to the bar."""
         self.bar.total += sum(
-            command.seconds for command in commands if self._kept.outcome(command.name) is None
+            command.seconds for command in commands if self._kept.outcome(command.unit) is None
         )
 
     def find_features(self) -> None:
@@ -186,10 +191,12 @@ class _Runner:
 
     def do(self, command: Command) -> Any:
         """What a command left behind: the tables by name, and the seconds that it took."""
-        done: dict[str, Any] = self._kept.do(command.name, lambda: self._do(command))
+        done: dict[str, Any] = self._kept.do(command.unit, lambda: self._do(command))
         return done
 
     def _do(self, command: Command) -> dict[str, Any]:
+        if not command.goes_on:
+            shutil.rmtree(self._folder / command.name, ignore_errors=True)
         is_new = not (self._folder / command.name).exists()
         begin = time.perf_counter()
         self._run(command)
@@ -225,7 +232,8 @@ class _Runner:
 
         log = folder / "log.txt"
         processes.run(words, log, self._environment, self._kept.stop, tick)
-        self.bar.update(command.seconds - shown)
+        # Not beyond the end, of which tqdm warns: sums of seconds are rounded.
+        self.bar.update(min(command.seconds - shown, self.bar.total - self.bar.n))
 
 
 def _program(word: str) -> str:
@@ -235,11 +243,11 @@ def _program(word: str) -> str:
     return str(launcher.find_mpi().mpiexec) if word == "mpiexec" else word
 
 
-def _steps(search: dict[str, Any]) -> dict[str, Step]:
-    """The best step of each method, from what `tune` left."""
+def _steps(best: list[dict[str, str]]) -> dict[str, Step]:
+    """The best step of each method, from the best.csv that `tune` left."""
     return {
         row["method"]: Step(float(row["lr"]), float(row["lr_decay"]))
-        for row in search["tables"][BEST]
+        for row in best
         if row["among"] == tune.ALL
     }
 
@@ -309,11 +317,19 @@ def _checked(values: flags.FlagValues) -> tuple[list[str], Sizes]:
         )
     for name in ("num_seeds", "speedup_seeds"):
         check_count(f"--{name}", values[name].value, limit=1_000)
+    for name, rate in (("rate", values.rate), ("server_rate", values.server_rate)):
+        if not re.fullmatch(RATE, rate):
+            raise InputError(
+                f"--{name} must be a whole number and kbit, mbit or gbit, got {rate!r}."
+            )
+    threads, workers = launch.counts(values, "threads"), launch.counts(values, "workers")
+    check_count("every entry of --threads", max(threads), limit=iterations.MOST_WORKERS)
+    check_count("every entry of --workers", max(workers), limit=MOST_WORKERS)
     return [figure for figure in FIGURES if figure in given], Sizes(
         values.num_seeds,
         values.speedup_seeds,
-        sorted({1, *launch.counts(values, "threads")}),
-        sorted({1, *launch.counts(values, "workers")}),
+        sorted({1, *threads}),
+        sorted({1, *workers}),
         values.rate,
         values.server_rate,
     )

@@ -17,6 +17,7 @@ folder units/, and the same command goes on from there.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from asvrg import delays, schedules
 from asvrg.drivers import simulate
 from asvrg.errors import INT32, InputError, check_count
+from asvrg.estimators import Estimator
 from asvrg.sampling import Sampler
 from asvrg.types import Array, Trace
 from experiments import (
@@ -46,7 +48,7 @@ from experiments import (
     tables,
     units,
 )
-from experiments.methods import METHODS, Alpha, Step
+from experiments.methods import METHODS, Alpha, Phase, Step
 from experiments.paper import search
 from experiments.paper.evidence import BEST, STEPS
 from experiments.paper.search import Best, Row
@@ -70,9 +72,10 @@ class Job(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs have in common: the problem, the draws but their seed, m, S and the delays."""
+    """What all runs have in common: problem, estimators, draws but their seed, m, S and delays."""
 
     problem: Problem
+    estimators: dict[str, Estimator]
     sampler: Sampler
     inner_steps: int
     num_epochs: int
@@ -136,6 +139,8 @@ def main(values: flags.FlagValues) -> int:
     wanted = _methods(values)
     tried = sorted(set(launch.reals(values, "lr")))
     decays = sorted(set(launch.reals(values, "lr_decay", above=False)))
+    for step in itertools.starmap(Step, itertools.product(tried, decays)):
+        methods.check_steps(Phase("sgd", step, values.num_epochs), values.dtype, "--lr")
     setting = make_setting(values)
     out_dir = folders.folder_to_resume(values, NAME, checkpoints.UNITS)
     folder = folders.claim_folder(out_dir, NAME, holds=STEPS, kind=checkpoints.UNITS)
@@ -211,6 +216,11 @@ def make_setting(values: flags.FlagValues) -> Setting:
     check_count("--block_size", block_size, least=0, most=dim)
     return Setting(
         problem_,
+        # Made once: what is jitted knows them by identity.
+        {
+            name: methods.make_estimator(name, problem_.objective, Alpha())
+            for name in ("sgd", "svrg")
+        },
         iterations.make_sampler(values, problem_, block_size=block_size or None),
         values.inner_steps,
         values.num_epochs,
@@ -275,7 +285,7 @@ def _sweep(
     ]
     x = jnp.asarray(x0)
     for result in simulate.sweep(
-        methods.make_estimator(estimator, setting.problem.objective, Alpha()),
+        setting.estimators[estimator],
         setting.problem.train,
         runs,
         inner_steps=setting.inner_steps,

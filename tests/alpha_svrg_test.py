@@ -20,7 +20,7 @@ from absl import flags
 from asvrg import estimators, objectives, sampling, schedules, training
 from asvrg.drivers import simulate
 from asvrg.errors import DivergedError
-from experiments import alpha_svrg, problem
+from experiments import alpha_svrg, figures, problem
 from experiments.deep import drawing, runs
 from experiments.deep.runs import Method, Row, Setting
 from tests.binaries import run
@@ -240,10 +240,10 @@ def test_labels_do_not_lie_over_each_other():
     axes = Figure().subplots()
     ends = [(f"curve {i}", "black", (4.0, 1.0 + i / 1_000)) for i in range(5)]
     axes.plot([0, 4], [0, 1.004])
-    drawing._label_ends(axes, ends)
+    figures.label_ends(axes, ends)
     heights = [text.get_position()[1] for text in axes.texts]
     assert len(heights) == 5
-    assert np.all(np.diff(heights) > 0.99 * drawing.GAP)
+    assert np.all(np.diff(heights) > 0.99 * figures.GAP)
     assert max(heights) < 1
 
 

@@ -19,10 +19,9 @@ from absl import flags
 from asvrg.errors import InputError, check_count
 from experiments import launch
 from experiments.cluster import launcher
-from experiments.cluster.namespaces import Cluster, ClusterError
+from experiments.cluster.namespaces import MOST_WORKERS, RATE, Cluster, ClusterError
 
 _UNLIMITED = "unlimited"
-_MOST_WORKERS = 64
 _SECONDS_TO_END = 10.0  # what rank 0 may take after mpiexec
 
 
@@ -51,7 +50,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, command: list[str]) -> int:
     """Runs the command on a cluster of its own, and takes the cluster down."""
-    check_count("--num_workers", values.num_workers, most=_MOST_WORKERS)
+    check_count("--num_workers", values.num_workers, most=MOST_WORKERS)
     rate = _rate("rate", values.rate)
     server_rate = rate if values.server_rate is None else _rate("server_rate", values.server_rate)
     if not command:
@@ -75,7 +74,7 @@ def main(values: flags.FlagValues, command: list[str]) -> int:
 
 def _rate(name: str, given: str) -> str | None:
     """A flag's bandwidth as `tc` has it; None for no limit."""
-    if given != _UNLIMITED and not re.fullmatch(r"[1-9][0-9]*[kmg]bit", given):
+    if given != _UNLIMITED and not re.fullmatch(RATE, given):
         raise InputError(
             f"--{name} must be a whole number and kbit, mbit or gbit, or {_UNLIMITED}, "
             f"got {given!r}."

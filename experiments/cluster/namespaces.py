@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+RATE = r"[1-9][0-9]*[kmg]bit"  # a bandwidth, as `tc` has it
+MOST_WORKERS = 64
+
 _TOOLS = ("ip", "tc", "unshare", "nsenter", "mount", "hostname", "sh", "cat", "rm", "sleep")
 _SUBNET = "10.23.0"  # seen by nobody but the hosts
 # Of the token bucket: three packets, far below a message, which shall not pass in one burst.

@@ -137,7 +137,9 @@ def _draw_time_speedup(panel: Any, lines: Sequence[TimeSpeedup], cores: int | No
             for line in lines
             if line.kind == kind and line.time_speedup is not None
         ]
-        return [row[0] for row in found], np.array([row[1:] for row in found], float).T
+        return [row[0] for row in found], np.array([row[1:] for row in found], float).reshape(
+            -1, 3
+        ).T
 
     measured, (mean, smallest, largest) = points("measured")
     simulated, predicted = points("simulated")

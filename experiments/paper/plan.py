@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +52,19 @@ class Command(NamedTuple):
       seconds: that it takes on two cores.
       labels: of the rows of its metrics.csv; of a prediction those of the run that it is made from;
         None of a search.
+      goes_on: whether it goes on with what is in its folder, rather than refuse it.
     """
 
     name: str
     words: list[str]
     seconds: float
     labels: Labels | None = None
+    goes_on: bool = True
+
+    @property
+    def unit(self) -> str:
+        """Its name among what is done; a prediction of more workers is another one."""
+        return self.name if self.goes_on else f"{self.name} {shlex.join(self.words)}"
 
 
 def search(figure: str) -> Command:
@@ -133,7 +141,7 @@ def predictions(figure: str, sizes: Sizes, done: Sequence[Command], folder: Path
             *more,
         )
         labels = serial._replace(setting=setting)
-        return Command(f"{figure}/predicted/{setting}", words, 35.0, labels)
+        return Command(f"{figure}/predicted/{setting}", words, 35.0, labels, goes_on=False)
 
     if figure == "figure2":
         return [predict(setting, setting, PREDICTED) for setting in (TUNED, QUARTER)]

@@ -57,10 +57,12 @@ def run(
         except BaseException:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_TO_END)
+            finally:  # after one more signal, too
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             raise
     stop.heed()
     if process.returncode != 0:

@@ -19,7 +19,8 @@ LARGEST_LR = 1e4  # the search goes no further up
 class Row(NamedTuple):
     """A line of steps.csv: a step of a method, and what it came to in the end with a seed.
 
-    Losses contain the l2 term, errors lie in [0, 1]; nan where x left the finite numbers.
+    Losses contain the l2 term, errors lie in [0, 1]. Where x left the finite numbers, losses and
+    grad_norm_sq are nan.
     """
 
     method: str
