@@ -116,8 +116,9 @@ def _title(figure: str, setting: str, given: dict[str, str]) -> str:
     if figure == "figure2":
         of = {plan.TUNED: "the step of Figure 1", plan.QUARTER: "a quarter of the step of Figure 1"}
         return f"{title}, {of[setting]}"
-    server = given["rate"] if setting == plan.EQUAL else given["server_rate"]
-    return f"{title}\nlinks of {given['rate']}/s, the server's of {server}/s, each way"
+    rate, server_rate = (plan.megabits(given[name]) for name in ("rate", "server_rate"))
+    server = rate if setting == plan.EQUAL else server_rate
+    return f"{title}\nlinks of {rate:g} Mbit/s, the server's of {server:g} Mbit/s, each way"
 
 
 if __name__ == "__main__":

@@ -110,6 +110,9 @@ def draw_speedup(
                 panel.plot(places, column, color=colours[k], linestyle=":")
         panel.set(xscale="log", yscale="log", xlabel=AXES["seconds"], ylabel=PANELS[name])
         _plain(panel.yaxis)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(_two_and_five)
+        panel.xaxis.set_tick_params(which="minor", labelsize=LETTERS - 2)
     for k in real:
         mine = [run for run in runs if run.labels.workers == k]
         places = mine[0].columns["epoch"][FIRST:]
@@ -125,6 +128,7 @@ def draw_speedup(
         loc="upper right",
     )
     _plain(by_epoch.yaxis)
+    by_epoch.xaxis.get_major_locator().set_params(integer=True)
     _draw_time_speedup(speed, lines, cores)
     _save(sheet, path)
 
@@ -221,8 +225,15 @@ def _fit(panel: Any, runs: Sequence[Run], name: str) -> None:
 
 def _plain(axis: Any) -> None:
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(figures.minor_label)
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter("{x:g}" if high < 4 * low else figures.minor_label)
     axis.set_tick_params(which="minor", labelsize=LETTERS - 2)
+
+
+def _two_and_five(value: float, position: int) -> str:
+    """The labels that there is room for along an x axis."""
+    del position
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _shades(count: int) -> list[Any]:
