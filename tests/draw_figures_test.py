@@ -201,8 +201,8 @@ def test_curves_that_end_at_0_leave_room_for_the_others(tmp_path, monkeypatch):
             "figure4",
             None,
             (
-                "links of 40mbit/s, the server's of 40mbit/s",
-                "links of 40mbit/s, the server's of 2gbit/s",
+                "links of 40 Mbit/s, the server's of 40 Mbit/s",
+                "links of 40 Mbit/s, the server's of 2000 Mbit/s",
             ),
         ),
     ],

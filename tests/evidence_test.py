@@ -58,15 +58,15 @@ def test_a_loss_that_one_seed_does_not_reach_has_no_speedup():
     assert [line.time_speedup for line in lines] == [None, None]
 
 
-def test_the_loss_is_what_one_worker_has_after_four_fifths_of_its_epochs():
-    """Of 5 epochs, after 4; of 2, where a straight line in log f is after 1.6."""
-    five = [
-        falling(range(6), [0, 1, 1.2, 1.4, power, 3], 1, seed)
+def test_the_loss_is_what_one_worker_has_after_two_thirds_of_its_epochs():
+    """Of 6 epochs, after 4; of 2, where a straight line in log f is after 4 / 3."""
+    six = [
+        falling(range(7), [0, 1, 1.2, 1.4, power, 3, 4], 1, seed)
         for seed, power in enumerate((1.5, 2.5))
     ]
-    fast = falling(range(6), [0, 3, 4, 5, 6, 7], 2, 0)
-    assert evidence.target_loss([*five, fast]) == pytest.approx(1e-2)
-    assert evidence.target_loss([ONE[0], TWO[1]]) == pytest.approx(10**-1.6)
+    fast = falling(range(7), [0, 3, 4, 5, 6, 7, 8], 2, 0)
+    assert evidence.target_loss([*six, fast]) == pytest.approx(1e-2)
+    assert evidence.target_loss([ONE[0], TWO[1]]) == pytest.approx(10 ** (-4 / 3))
 
 
 def test_updates_and_delays_of_measured_runs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import re
 import shlex
 from collections import Counter
@@ -338,5 +339,14 @@ def test_the_committed_commands_are_those_of_the_plan(figure: str) -> None:
         pytest.skip(f"{path.relative_to(ROOT)} is not there.")
     with open(path, newline="", encoding="utf-8") as file:
         committed = {row["name"]: row["command"] for row in csv.DictReader(file)}
-    for command in plan.runs(figure, SIZES, best, launcher.OPEN_MPI):
+    given = json.loads((RESULTS / figure / "config.json").read_text(encoding="utf-8"))["flags"]
+    sizes = plan.Sizes(
+        given["num_seeds"],
+        given["speedup_seeds"],
+        [int(k) for k in given["threads"]],
+        [int(k) for k in given["workers"]],
+        given["rate"],
+        given["server_rate"],
+    )
+    for command in plan.runs(figure, sizes, best, launcher.OPEN_MPI):
         assert committed[command.name] == shlex.join(command.words)
