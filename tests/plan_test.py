@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
@@ -15,7 +14,7 @@ from types import ModuleType
 import pytest
 from absl import flags
 
-from experiments import predict_speedup, reproduce, train_distributed, train_shared, tune
+from experiments import predict_speedup, reproduce, tables, train_distributed, train_shared, tune
 from experiments.cluster import __main__ as cluster
 from experiments.cluster import launcher
 from experiments.methods import METHODS, Phase, Step, phases
@@ -296,15 +295,11 @@ def test_the_header_of_a_flagfile_has_a_command_with_it(path: Path) -> None:
 
 def best_steps(figure: str) -> dict[str, Step]:
     """Those that a committed search has found."""
-    path = RESULTS / figure / evidence.BEST
-    if not path.is_file():
-        pytest.skip(f"{path.relative_to(ROOT)} is not there.")
-    with open(path, newline="", encoding="utf-8") as file:
-        return {
-            row["method"]: Step(float(row["lr"]), float(row["lr_decay"]))
-            for row in csv.DictReader(file)
-            if row["among"] == "all"
-        }
+    return {
+        row["method"]: Step(float(row["lr"]), float(row["lr_decay"]))
+        for row in tables.read(RESULTS / figure / evidence.BEST)
+        if row["among"] == "all"
+    }
 
 
 @pytest.mark.parametrize(
@@ -333,12 +328,9 @@ def test_the_header_of_a_search_tells_what_it_found(figure: str) -> None:
 @pytest.mark.parametrize("figure", plan.FIGURES)
 def test_the_committed_commands_are_those_of_the_plan(figure: str) -> None:
     """With the steps of the committed search, and as many seeds and workers as were run."""
-    path = RESULTS / figure / reproduce.COMMANDS
     best = best_steps(plan.SEARCH_OF[figure])
-    if not path.is_file():
-        pytest.skip(f"{path.relative_to(ROOT)} is not there.")
-    with open(path, newline="", encoding="utf-8") as file:
-        committed = {row["name"]: row["command"] for row in csv.DictReader(file)}
+    listed = tables.read(RESULTS / figure / reproduce.COMMANDS)
+    committed = {row["name"]: row["command"] for row in listed}
     given = json.loads((RESULTS / figure / "config.json").read_text(encoding="utf-8"))["flags"]
     sizes = plan.Sizes(
         given["num_seeds"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import math
 import os
 import re
 import shlex
@@ -139,7 +138,7 @@ def test_every_command_is_run_once_and_listed(whole):
         for row in read(folder / reproduce.RESULTS / figure / reproduce.COMMANDS):
             assert row["name"].startswith(f"{figure}/")
             assert row["name"] not in listed
-            assert math.isfinite(float(row["seconds"]))
+            assert 0 <= float(row["seconds"]) < 60  # the time limit of the test
             listed[row["name"]] = row["command"]
     assert set(listed) == set(names)
     here = {"python": os.path.abspath(sys.executable), "mpiexec": str(MPI.mpiexec)}
